@@ -1,0 +1,5 @@
+"""Other people's files: names and layouts of PyTorch checkpoints, in and out, bit for bit."""
+
+from sgm_jax.interop.sgm import from_sgm, to_sgm
+
+__all__ = ['from_sgm', 'to_sgm']

@@ -1,0 +1,128 @@
+"""Modules from sgm's state dicts and back.
+
+A state dict maps PyTorch names to numpy arrays in PyTorch's layout. Names come from one table
+(names.py), layouts from one rule: a kernel's last two axes (in, out) come first and turned (out, in).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sgm_jax.errors import UserError
+from sgm_jax.interop.names import NAMES
+
+# What Flax's layers call their parameters, in PyTorch's words.
+_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight'}
+_LISTED = 8
+
+
+class Entry(NamedTuple):
+    """A parameter: the name that PyTorch has for it, where it lives, and whether its axes are turned."""
+
+    name: str
+    path: tuple[str | int, ...]
+    variable: nnx.Variable
+    turned: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in PyTorch's layout."""
+        shape = self.variable.shape
+        return (shape[-1], shape[-2], *shape[:-2]) if self.turned else tuple(shape)
+
+
+def entries(module: nnx.Module, prefix: str = '', path: tuple = ()) -> Iterator[Entry]:
+    """Every parameter and buffer of a module with its PyTorch name."""
+    if isinstance(module, nnx.List):
+        children, names = enumerate(module), {}
+    else:
+        children, names = vars(module).items(), NAMES.get(type(module), {})
+    for key, child in children:
+        name = names.get(key, str(key))
+        if isinstance(child, nnx.Variable):
+            yield Entry(prefix + _LEAVES.get(name, name), (*path, key), child, key == 'kernel')
+        elif isinstance(child, nnx.Module):
+            joined = prefix + name + ('.' if name and not name.endswith('_') else '')
+            yield from entries(child, joined, (*path, key))
+
+
+def to_sgm(module: nnx.Module) -> dict[str, np.ndarray]:
+    """The state dict of a module, in PyTorch's names and layout.
+
+    An abstract module (of nnx.eval_shape) gives jax.ShapeDtypeStructs instead of arrays.
+    """
+    return {entry.name: _outward(entry) for entry in entries(module)}
+
+
+def _outward(entry: Entry):
+    value = entry.variable.get_value()
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(entry.shape, value.dtype)
+    array = np.asarray(value)
+    return np.ascontiguousarray(_swap(array)) if entry.turned else array
+
+
+def _swap(array: np.ndarray) -> np.ndarray:
+    return np.moveaxis(array, (-1, -2), (0, 1))
+
+
+def inward(array: np.ndarray, turned: bool) -> np.ndarray:
+    """An array of a state dict, in our layout."""
+    return np.moveaxis(array, (0, 1), (-1, -2)) if turned else array
+
+
+def from_sgm(target: str, params: Mapping[str, Any], state_dict: Mapping[str, Any]) -> nnx.Module:
+    """The module that a node of an sgm YAML names, with the weights of a state dict.
+
+    Args:
+      target: the class path, such as 'sgm.modules.diffusionmodules.video_model.VideoUNet'.
+      params: its params, as in the YAML.
+      state_dict: PyTorch names to numpy arrays (or anything numpy can read), PyTorch layouts.
+
+    Raises:
+      ValueError: an unknown target or parameter, or missing, unexpected and mis-shaped names, all of
+        them in one error.
+    """
+    from sgm_jax.interop.targets import make
+
+    return load(make(target, params), state_dict)
+
+
+def load(module: nnx.Module, state_dict: Mapping[str, Any], *, prefix: str = '') -> nnx.Module:
+    """Fills an (abstract) module from the names of a state dict that begin with `prefix`."""
+    wanted = {prefix + entry.name: entry for entry in entries(module)}
+    check_names(
+        {name: entry.shape for name, entry in wanted.items()},
+        {name: np.shape(x) for name, x in state_dict.items() if name.startswith(prefix)},
+    )
+    for name, entry in wanted.items():
+        array = inward(np.asarray(state_dict[name]), entry.turned)
+        entry.variable.set_value(jnp.asarray(array, entry.variable.dtype))
+    return module
+
+
+def check_names(
+    wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises one UserError that lists all that is missing, unexpected or of another shape."""
+    problems = {
+        'missing': [name for name in wanted if name not in given],
+        'unexpected': [name for name in given if name not in wanted],
+        'mis-shaped': [
+            f'{name} {tuple(given[name])} instead of {tuple(shape)}'
+            for name, shape in wanted.items()
+            if name in given and tuple(given[name]) != tuple(shape)
+        ],
+    }
+    said = [f'{len(names)} {what}: {_listed(names)}' for what, names in problems.items() if names]
+    if said:
+        raise UserError('the checkpoint does not fit the model; ' + '; '.join(said))
+
+
+def _listed(names: list[str]) -> str:
+    more = f', and {len(names) - _LISTED} more' if len(names) > _LISTED else ''
+    return ', '.join(names[:_LISTED]) + more

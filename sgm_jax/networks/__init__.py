@@ -1,0 +1,1 @@
+"""Parameters: everything that is trained or loaded. Channels last, float32 parameters."""

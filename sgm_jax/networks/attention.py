@@ -1,0 +1,232 @@
+"""One attention function, with an implementation per platform, and the transformer blocks around it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sgm_jax.networks.layers import Keys, dropout, fold, layer_norm, linear
+
+# Below this many keys the scores are small: one batched matrix product beats a loop.
+_FEW_KEYS = 256
+# From this many queries on, one head's scores fall out of a core's cache.
+_MANY_QUERIES, _QUERY_CHUNK = 2048, 1024
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'auto') -> jax.Array:
+    """softmax(q k^T / sqrt(d)) v.
+
+    Args:
+      q, k, v: (batch, queries, heads, d) and (batch, keys, heads, d).
+      implementation: a name in ATTENTION, or 'auto' for the platform's.
+
+    Returns:
+      (batch, queries, heads, d).
+    """
+    if k.shape[1] == 1:
+        # The softmax of one number is one: each query gets the value, and no gradient reaches q and k.
+        return jnp.broadcast_to(v, (*q.shape[:-1], v.shape[-1]))
+    if implementation == 'auto':
+        implementation = {'cpu': 'blockwise', 'gpu': 'cudnn', 'tpu': 'splash'}.get(
+            jax.default_backend(), 'xla'
+        )
+    if implementation not in ATTENTION:
+        raise ValueError(f'unknown attention {implementation!r}; choose one of {sorted(ATTENTION)}')
+    return ATTENTION[implementation](q, k, v)
+
+
+def _xla(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v)
+
+
+def _cudnn(q, k, v):
+    # cuDNN's flash attention has half-precision kernels only, for heads of at most 128.
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > 128 or q.shape[-1] % 8:
+        return _xla(q, k, v)
+    return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+
+
+def _blockwise(q, k, v):
+    """Never holds more scores than one head's for 1024 queries (few keys: all, they are small)."""
+    if k.shape[1] < _FEW_KEYS:
+        return _batched(q, k, v)
+    batch, queries, heads, d = q.shape
+    rows = lambda x: x.transpose(0, 2, 1, 3).reshape(batch * heads, x.shape[1], d)
+    chunks = queries // _QUERY_CHUNK if queries >= _MANY_QUERIES else 1
+    if queries % chunks:
+        chunks = 1
+
+    # Under a gradient the scores are computed again instead of being kept for every head.
+    @jax.checkpoint
+    def one_head(qkv):
+        q, k, v = qkv
+        if chunks == 1:
+            return _softmax_product(q, k, v)
+        parts = jax.lax.map(
+            lambda part: _softmax_product(part, k, v), q.reshape(chunks, -1, q.shape[-1])
+        )
+        return parts.reshape(q.shape)
+
+    out = jax.lax.map(one_head, (rows(q), rows(k), rows(v)))
+    return out.reshape(batch, heads, queries, d).transpose(0, 2, 1, 3)
+
+
+def _batched(q, k, v):
+    move = lambda x: x.transpose(0, 2, 1, 3)
+    return move(_softmax_product(move(q), move(k), move(v)))
+
+
+def _softmax_product(q, k, v):
+    """Attention of (..., n, d) on (..., m, d); divides after the product, where there is less to divide."""
+    q = q * (q.shape[-1] ** -0.5)
+    scores = jnp.einsum('...nd,...md->...nm', q, k, preferred_element_type=jnp.float32)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    out = jnp.einsum(
+        '...nm,...md->...nd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return (out / total).astype(v.dtype)
+
+
+def _splash(q, k, v):
+    """Pallas' splash attention; tokens that don't fill its blocks, and few keys, go to XLA."""
+    queries, keys, d = q.shape[1], k.shape[1], q.shape[-1]
+    if queries % 128 or keys % 128 or d % 64:
+        return _xla(q, k, v)
+    kernel = _splash_kernel(queries, keys, q.shape[2])
+    move = lambda x: x.transpose(0, 2, 1, 3)
+    return move(jax.vmap(kernel)(move(q * d**-0.5), move(k), move(v)))
+
+
+def _splash_kernel(queries: int, keys: int, heads: int) -> Callable:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    def block(n):
+        return next(size for size in (1024, 512, 256, 128) if n % size == 0)
+
+    block_q, block_kv = block(queries), block(keys)
+    sizes = splash.BlockSizes(
+        block_q=block_q,
+        block_kv=block_kv,
+        block_kv_compute=block_kv,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        block_kv_dkv_compute=block_kv,
+        block_q_dq=block_q,
+        block_kv_dq=block_kv,
+    )
+    mask = masks.MultiHeadMask([masks.FullMask((queries, keys))] * heads)
+    return splash.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
+
+
+ATTENTION = {'xla': _xla, 'blockwise': _blockwise, 'cudnn': _cudnn, 'splash': _splash}
+
+
+class CrossAttention(nnx.Module):
+    """Multi-head attention on a context, or on itself without one. Follows sgm's CrossAttention.
+
+    Calls: x (b, n, query_dim), context (b / r, m, context_dim) -> (b, n, query_dim): a row of the context
+    serves r rows of x in a run, so that the pixels of a clip share its keys and values.
+    """
+
+    def __init__(
+        self,
+        query_dim: int,
+        *,
+        heads: int,
+        dim_head: int,
+        context_dim: int | None = None,
+        dropout: float = 0.0,
+        attention: str = 'auto',
+        dtype: Any,
+        rngs: Keys,
+    ):
+        inner = heads * dim_head
+        make = functools.partial(linear, bias=False, dtype=dtype, rngs=rngs)
+        self.to_q = make(query_dim, inner)
+        self.to_k = make(context_dim or query_dim, inner)
+        self.to_v = make(context_dim or query_dim, inner)
+        self.to_out = linear(inner, query_dim, dtype=dtype, rngs=rngs)
+        self.heads, self.rate, self.attention = heads, dropout, attention
+
+    def __call__(self, x, context=None, *, key=None):
+        context = x if context is None else context
+        share = lambda y: y if len(y) == len(x) else jnp.repeat(y, len(x) // len(y), axis=0)
+        if context.shape[1] == 1:
+            # One key only (an image embedding): see attend(). The queries don't matter, so neither they
+            # nor more than one row of the output are computed.
+            out = share(self.to_out(self.to_v(context)))
+            out = jnp.broadcast_to(out, (*x.shape[:-1], out.shape[-1]))
+        else:
+            split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)
+            k, v = share(split(self.to_k(context))), share(split(self.to_v(context)))
+            out = attend(split(self.to_q(x)), k, v, implementation=self.attention)
+            out = self.to_out(out.reshape(*out.shape[:2], -1))
+        return dropout(out, self.rate, key)
+
+
+class FeedForward(nnx.Module):
+    """The gated feed-forward (GEGLU, arXiv:2002.05202), with the exact GELU. Follows sgm's FeedForward."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        dim_out: int | None = None,
+        mult: int = 4,
+        dropout: float = 0.0,
+        dtype: Any,
+        rngs: Keys,
+    ):
+        self.proj = linear(dim, dim * mult * 2, dtype=dtype, rngs=rngs)
+        self.out = linear(dim * mult, dim_out or dim, dtype=dtype, rngs=rngs)
+        self.rate = dropout
+
+    def __call__(self, x, *, key=None):
+        value, gate = jnp.split(self.proj(x), 2, -1)
+        return self.out(dropout(value * nnx.gelu(gate, approximate=False), self.rate, key))
+
+
+class BasicTransformerBlock(nnx.Module):
+    """Self-attention, cross-attention, feed-forward, each on normed input with a residual."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        dim_head: int,
+        context_dim: int | None = None,
+        disable_self_attn: bool = False,
+        dropout: float = 0.0,
+        attention: str = 'auto',
+        dtype: Any,
+        rngs: Keys,
+    ):
+        attend_to = functools.partial(
+            CrossAttention,
+            dim,
+            heads=heads,
+            dim_head=dim_head,
+            dropout=dropout,
+            attention=attention,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.attn1 = attend_to(context_dim=context_dim if disable_self_attn else None)
+        self.attn2 = attend_to(context_dim=context_dim)
+        self.ff = FeedForward(dim, dropout=dropout, dtype=dtype, rngs=rngs)
+        self.norm1 = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.norm3 = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.disable_self_attn = disable_self_attn
+
+    def __call__(self, x, context=None, *, key=None):
+        first = context if self.disable_self_attn else None
+        x = self.attn1(self.norm1(x), first, key=fold(key, 0)) + x
+        x = self.attn2(self.norm2(x), context, key=fold(key, 1)) + x
+        return self.ff(self.norm3(x), key=fold(key, 2)) + x

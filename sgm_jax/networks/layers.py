@@ -1,0 +1,198 @@
+"""The layers that the networks are made of: Flax's, with PyTorch's initial values, and two of ours.
+
+Parameters are float32; `dtype` is what the layer computes in. Normalisation is always computed in float32.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Dtype = Any
+
+
+class Keys:
+    """The keys that a network's initial values are drawn with, given out one after the other.
+
+    Stands in for nnx.Rngs, whose counters are traced: under jit they cost time quadratic in the number
+    of parameters, and building a large network took minutes.
+    """
+
+    def __init__(self, key: jax.Array | int = 0):
+        self._key = jax.random.key(key) if isinstance(key, int) else key
+        self._count = 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count)
+
+
+# torch.nn.Linear and Conv2d draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+torch_uniform = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+def linear(
+    inputs: int,
+    outputs: int,
+    *,
+    bias: bool = True,
+    zero: bool = False,
+    dtype: Dtype,
+    rngs: Keys,
+) -> nnx.Linear:
+    """A matrix on the last axis; `zero` starts it at zero, as the last layer of a residual branch."""
+    init = nnx.initializers.zeros_init() if zero else torch_uniform
+    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs)
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    kernel: int = 3,
+    *,
+    stride: int = 1,
+    padding: Any = None,
+    bias: bool = True,
+    zero: bool = False,
+    dtype: Dtype,
+    rngs: Keys,
+) -> nnx.Conv:
+    """A 2-D convolution on (n, h, w, c), padded by half a kernel unless `padding` says otherwise."""
+    half = kernel // 2
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=((half, half), (half, half)) if padding is None else padding,
+        use_bias=bias,
+        kernel_init=nnx.initializers.zeros_init() if zero else torch_uniform,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+class Conv3D(nnx.Module):
+    """A convolution over time and space on (b, t, h, w, c), padded by half a kernel."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: Sequence[int],
+        *,
+        zero: bool = False,
+        dtype: Dtype,
+        rngs: Keys,
+    ):
+        init = nnx.initializers.zeros_init() if zero else torch_uniform
+        self.kernel = nnx.Param(init(rngs.params(), (*kernel, inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        shape = x.shape
+        dimensions = ('NDHWC', 'DHWIO', 'NDHWC')
+        if kernel.shape[1:3] == (1, 1):
+            # Time only: a 2-D convolution over (time, pixels), which every backend has a fast path for.
+            x = x.reshape(shape[0], shape[1], shape[2] * shape[3], shape[4])
+            kernel, dimensions = kernel[:, 0], ('NHWC', 'HWIO', 'NHWC')
+        padding = [(k // 2, k // 2) for k in kernel.shape[:-2]]
+        strides = (1,) * len(padding)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel, strides, padding, dimension_numbers=dimensions
+        )
+        return (y + bias).reshape(*shape[:-1], -1)
+
+
+class GroupNorm(nnx.Module):
+    """Normalises over groups of channels and all inner axes of (n, ..., c), in float32.
+
+    Follows torch.nn.GroupNorm and sgm's GroupNorm32.
+    """
+
+    def __init__(self, channels: int, *, groups: int = 32, epsilon: float = 1e-5):
+        if channels % groups:
+            raise ValueError(f'{channels} channels do not divide into {groups} groups')
+        self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.groups, self.epsilon = groups, epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inner = tuple(range(1, x.ndim - 1))
+        y = x.astype(jnp.float32)
+        # Per channel first: those sums run along memory, and what is left to add up is tiny.
+        mean = jnp.mean(y, inner)
+        variance = jnp.mean(jnp.square(y - jnp.expand_dims(mean, inner)), inner)
+        mean = mean.reshape(len(x), self.groups, -1)
+        variance = variance.reshape(mean.shape)
+        group_mean = jnp.mean(mean, -1, keepdims=True)
+        group_variance = jnp.mean(variance + jnp.square(mean - group_mean), -1, keepdims=True)
+        inverse = jax.lax.rsqrt(group_variance + self.epsilon)
+        scale = inverse * self.scale[...].reshape(1, self.groups, -1)
+        shift = self.bias[...].reshape(1, self.groups, -1) - group_mean * scale
+        flat = (len(x), *(1,) * len(inner), x.shape[-1])
+        return (y * scale.reshape(flat) + shift.reshape(flat)).astype(x.dtype)
+
+
+def layer_norm(channels: int, *, dtype: Dtype, rngs: Keys) -> nnx.LayerNorm:
+    """torch.nn.LayerNorm over the last axis: epsilon 1e-5, two-pass variance."""
+    return nnx.LayerNorm(channels, epsilon=1e-5, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+class Buffer(nnx.Variable):
+    """A constant of a network: loaded and saved with its weights, never trained."""
+
+
+class MLP(nnx.Module):
+    """Linear, SiLU, linear: how sgm embeds noise levels, vectors and frame numbers."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, dtype: Dtype, rngs: Keys):
+        self.first = linear(inputs, hidden, dtype=dtype, rngs=rngs)
+        self.second = linear(hidden, outputs, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.second(nnx.silu(self.first(x)))
+
+
+def timestep_embedding(timesteps: jax.Array, dim: int, max_period: float = 10000.0) -> jax.Array:
+    """Sinusoids of (n,) numbers, which may be fractional: (n, dim), cosines first.
+
+    Follows sgm.modules.diffusionmodules.util.timestep_embedding.
+    """
+    half = dim // 2
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+    embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of the entries and scales up the rest; without a key it does nothing."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def fold(key: jax.Array | None, index: int) -> jax.Array | None:
+    """The dropout key of the index-th part; None stays None."""
+    return None if key is None else jax.random.fold_in(key, index)
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """(n, h, w, c) to (n, 2h, 2w, c)."""
+    n, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c))
+    return x.reshape(n, 2 * h, 2 * w, c)
+
+
+def downsample_mean(x: jax.Array) -> jax.Array:
+    """(n, h, w, c) to (n, h/2, w/2, c)."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4))

@@ -1,0 +1,266 @@
+"""Transformers over the pixels of a feature map, and over pixels and frames of a video's."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from sgm_jax.networks.attention import BasicTransformerBlock, CrossAttention, FeedForward
+from sgm_jax.networks.layers import (
+    MLP,
+    Buffer,
+    GroupNorm,
+    Keys,
+    conv,
+    fold,
+    layer_norm,
+    linear,
+    timestep_embedding,
+)
+
+
+class SpatialTransformer(nnx.Module):
+    """Transformer blocks over the pixels of x, with a residual. Follows sgm's SpatialTransformer.
+
+    Calls: x (n, h, w, c), context (n, m, context_dim) -> (n, h, w, c).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        dim_head: int,
+        depth: int = 1,
+        context_dim: int | None = None,
+        use_linear: bool = False,
+        disable_self_attn: bool = False,
+        dropout: float = 0.0,
+        attention: str = 'auto',
+        dtype: Any,
+        rngs: Keys,
+    ):
+        inner = heads * dim_head
+        self.norm = GroupNorm(channels, epsilon=1e-6)
+        project = linear if use_linear else conv
+        size = () if use_linear else (1,)
+        self.proj_in = project(channels, inner, *size, dtype=dtype, rngs=rngs)
+        self.transformer_blocks = nnx.List(
+            BasicTransformerBlock(
+                inner,
+                heads=heads,
+                dim_head=dim_head,
+                context_dim=context_dim,
+                disable_self_attn=disable_self_attn,
+                dropout=dropout,
+                attention=attention,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for _ in range(depth)
+        )
+        self.proj_out = project(inner, channels, *size, zero=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, context=None, *, key=None):
+        h = self.proj_in(self.norm(x))
+        tokens = h.reshape(len(h), -1, h.shape[-1])
+        for i, block in enumerate(self.transformer_blocks):
+            tokens = block(tokens, context, key=fold(key, i))
+        return x + self.proj_out(tokens.reshape(h.shape))
+
+
+class AlphaBlender(nnx.Module):
+    """Mixes what space and time make of a video: alpha * space + (1 - alpha) * time.
+
+    Strategies: 'fixed' (alpha is a constant), 'learned' (the sigmoid of a parameter), and
+    'learned_with_images' (as learned, but frames that are still images take no part in time: alpha 1).
+    Follows sgm.modules.diffusionmodules.util.AlphaBlender.
+    """
+
+    def __init__(self, alpha: float, strategy: str):
+        if strategy not in ('fixed', 'learned', 'learned_with_images'):
+            raise ValueError(
+                f'unknown merge_strategy {strategy!r}; choose one of: fixed, learned, '
+                'learned_with_images'
+            )
+        variable = Buffer if strategy == 'fixed' else nnx.Param
+        self.mix_factor = variable(jnp.full((1,), alpha, jnp.float32))
+        self.strategy = strategy
+
+    def alpha(self, image_only_indicator: jax.Array | None = None) -> jax.Array:
+        """() or, where images have a say, as many numbers as the indicator (b, t) has."""
+        alpha = self.mix_factor[...][0]
+        if self.strategy != 'fixed':
+            alpha = nnx.sigmoid(alpha)
+        if self.strategy == 'learned_with_images' and image_only_indicator is not None:
+            alpha = jnp.where(image_only_indicator.astype(bool), 1.0, alpha)
+        return alpha
+
+    def __call__(self, space, time, image_only_indicator=None):
+        """Blends two (b, t, ...); the indicator is (b, t), and None means that all is video."""
+        alpha = self.alpha(image_only_indicator).astype(space.dtype)
+        alpha = alpha.reshape(*alpha.shape, *(1,) * (space.ndim - alpha.ndim))
+        return alpha * space + (1.0 - alpha) * time
+
+
+class VideoTransformerBlock(nnx.Module):
+    """A transformer block over the frames at each pixel. Follows sgm's VideoTransformerBlock.
+
+    Calls: x (b*t, pixels, c), context (b, m, context_dim) -> (b*t, pixels, c).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        dim_head: int,
+        context_dim: int | None = None,
+        ff_in: bool = False,
+        disable_self_attn: bool = False,
+        disable_cross_attn: bool = False,
+        dropout: float = 0.0,
+        attention: str = 'auto',
+        dtype: Any,
+        rngs: Keys,
+    ):
+        inner = heads * dim_head
+        options = dict(dropout=dropout, dtype=dtype, rngs=rngs)
+        attend_to = functools.partial(
+            CrossAttention,
+            inner,
+            heads=heads,
+            dim_head=dim_head,
+            attention=attention,
+            **options,
+        )
+        # A change of width needs the projection too, and then has nothing to be a residual of.
+        self.is_res = inner == dim
+        if ff_in or not self.is_res:
+            self.norm_in = layer_norm(dim, dtype=dtype, rngs=rngs)
+            self.ff_in = FeedForward(dim, dim_out=inner, **options)
+        else:
+            self.norm_in = self.ff_in = None
+        self.attn1 = attend_to(context_dim=context_dim if disable_self_attn else None)
+        self.norm1 = layer_norm(inner, dtype=dtype, rngs=rngs)
+        if disable_cross_attn:
+            self.attn2 = self.norm2 = None
+        else:
+            self.attn2 = attend_to(context_dim=context_dim)
+            self.norm2 = layer_norm(inner, dtype=dtype, rngs=rngs)
+        self.ff = FeedForward(inner, dim_out=dim, **options)
+        self.norm3 = layer_norm(inner, dtype=dtype, rngs=rngs)
+        self.disable_self_attn = disable_self_attn
+
+    def __call__(self, x, context=None, *, num_frames: int, key=None):
+        pixels = x.shape[1]
+        x = rearrange(x, '(b t) s c -> (b s) t c', t=num_frames)
+        if self.ff_in is not None:
+            projected = self.ff_in(self.norm_in(x), key=fold(key, 0))
+            x = projected + x if self.is_res else projected
+        first = context if self.disable_self_attn else None
+        x = self.attn1(self.norm1(x), first, key=fold(key, 1)) + x
+        if self.attn2 is not None:
+            x = self.attn2(self.norm2(x), context, key=fold(key, 2)) + x
+        out = self.ff(self.norm3(x), key=fold(key, 3))
+        x = out + x if self.is_res else out
+        return rearrange(x, '(b s) t c -> (b t) s c', s=pixels)
+
+
+class SpatialVideoTransformer(nnx.Module):
+    """Blocks over space and over time in turn, blended. Follows sgm's SpatialVideoTransformer.
+
+    Calls: x (b*t, h, w, c), context (b*t, m, context_dim), time_context (b, m', time_context_dim),
+    image_only_indicator (b, t) -> (b*t, h, w, c).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        dim_head: int,
+        depth: int = 1,
+        context_dim: int | None = None,
+        time_context_dim: int | None = None,
+        use_linear: bool = False,
+        use_spatial_context: bool = False,
+        merge_strategy: str = 'fixed',
+        merge_factor: float = 0.5,
+        ff_in: bool = False,
+        disable_self_attn: bool = False,
+        disable_temporal_crossattention: bool = False,
+        max_time_embed_period: float = 10000.0,
+        dropout: float = 0.0,
+        attention: str = 'auto',
+        dtype: Any,
+        rngs: Keys,
+    ):
+        self.spatial = SpatialTransformer(
+            channels,
+            heads=heads,
+            dim_head=dim_head,
+            depth=depth,
+            context_dim=context_dim,
+            use_linear=use_linear,
+            disable_self_attn=disable_self_attn,
+            dropout=dropout,
+            attention=attention,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.time_stack = nnx.List(
+            VideoTransformerBlock(
+                heads * dim_head,
+                heads=heads,
+                dim_head=dim_head,
+                context_dim=context_dim if use_spatial_context else time_context_dim,
+                ff_in=ff_in,
+                disable_self_attn=disable_self_attn,
+                disable_cross_attn=disable_temporal_crossattention,
+                dropout=dropout,
+                attention=attention,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for _ in range(depth)
+        )
+        self.time_pos_embed = MLP(channels, channels * 4, channels, dtype=dtype, rngs=rngs)
+        self.time_mixer = AlphaBlender(merge_factor, merge_strategy)
+        self.channels, self.use_spatial_context = channels, use_spatial_context
+        self.max_period = max_time_embed_period
+
+    def __call__(
+        self,
+        x,
+        context=None,
+        time_context=None,
+        *,
+        num_frames: int,
+        image_only_indicator=None,
+        key=None,
+    ):
+        if self.use_spatial_context:
+            # A clip's frames see what its first frame saw.
+            time_context = context[::num_frames]
+        elif time_context is not None and time_context.ndim == 2:
+            time_context = time_context[:, None]
+        space = self.spatial
+        h = space.proj_in(space.norm(x))
+        tokens = h.reshape(len(h), -1, h.shape[-1])
+        frames = timestep_embedding(jnp.arange(num_frames), self.channels, self.max_period)
+        frames = jnp.tile(self.time_pos_embed(frames), (len(x) // num_frames, 1))[:, None]
+        if image_only_indicator is not None:
+            image_only_indicator = image_only_indicator.reshape(-1)
+        for i, (block, mix_block) in enumerate(
+            zip(space.transformer_blocks, self.time_stack, strict=True)
+        ):
+            tokens = block(tokens, context, key=fold(key, 2 * i))
+            mixed = mix_block(
+                tokens + frames, time_context, num_frames=num_frames, key=fold(key, 2 * i + 1)
+            )
+            tokens = self.time_mixer(tokens, mixed, image_only_indicator)
+        return x + space.proj_out(tokens.reshape(h.shape))
