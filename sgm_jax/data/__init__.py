@@ -1,0 +1,1 @@
+"""Real pictures and videos in, batches of numpy arrays out."""

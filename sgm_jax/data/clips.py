@@ -1,0 +1,288 @@
+"""Windows of videos: what a file holds, and the frames nearest to given times, with PyAV.
+
+Times are seconds from the first frame of the file. Frames are found by their timestamps, so that a variable
+frame rate needs no special case. Decoding uses one thread per call: the pipeline runs several calls at once.
+"""
+
+import contextlib
+import dataclasses
+import fractions
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent import futures
+
+import av
+import numpy as np
+from absl import logging
+from av.video.reformatter import VideoReformatter
+
+# A read that takes longer (a dead network mount) is an error, not a hang.
+TIMEOUT_SECONDS = 30.0
+# A file whose last packet is this much earlier than its header says was cut short.
+MISSING_SECONDS = 0.5
+
+_BT709, _UNSPECIFIED = 1, 2  # colour matrices of ITU-T H.273
+_DECODING_ERRORS = (av.FFmpegError, OSError, ValueError, EOFError, IndexError)
+
+
+class UnreadableVideoError(ValueError):
+    """A video that cannot be used: names the file and the reason; a source skips and counts it."""
+
+    def __init__(self, path: str | pathlib.Path, reason: str):
+        super().__init__(f'{path}: {reason}')
+        self.path, self.reason = str(path), reason
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What the container says of a video, after a check that its end is there.
+
+    Attributes:
+      width, height: pixels as displayed, after rotation and for square pixels.
+      fps: average frames per second.
+      duration: seconds, from the first frame to the end of the last.
+      start: the first frame's timestamp in the units of the stream; not always 0.
+    """
+
+    path: str
+    width: int
+    height: int
+    fps: float
+    duration: float
+    start: int
+
+
+def index_videos(
+    paths: Iterable[str | pathlib.Path], *, threads: int = 4
+) -> tuple[list[VideoInfo], dict[str, str]]:
+    """The usable videos in the order given, and the reasons of those skipped, by path (logged too)."""
+    infos, skipped = [], {}
+    with futures.ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(_info_or_error, paths):
+            if isinstance(found, UnreadableVideoError):
+                skipped[found.path] = found.reason
+                logging.warning('skipping a video: %s', found)
+            else:
+                infos.append(found)
+    return infos, skipped
+
+
+def _info_or_error(path: str | pathlib.Path) -> VideoInfo | UnreadableVideoError:
+    try:
+        return read_info(path)
+    except UnreadableVideoError as error:
+        return error
+
+
+def read_info(path: str | pathlib.Path) -> VideoInfo:
+    """Reads a video's metadata, decodes its first frame, and looks whether its last packets are there.
+
+    Raises:
+      UnreadableVideoError: missing, empty, cut short, not a video, or without a video stream.
+    """
+    with _opened(path) as (container, stream):
+        first = next(container.decode(stream), None)
+        if first is None or first.is_corrupt:
+            raise UnreadableVideoError(path, 'its first frame cannot be decoded')
+        if first.pts is None:
+            raise UnreadableVideoError(path, 'its frames have no timestamps')
+        rate = stream.average_rate or stream.guessed_rate or fractions.Fraction(0)
+        if not rate:
+            raise UnreadableVideoError(path, 'its frame rate is unknown')
+        claimed = stream.duration and float(stream.duration * stream.time_base)
+        found = _end_of_last_packet(container, stream, first.pts)
+        if claimed and found < claimed - max(MISSING_SECONDS, 2 / float(rate)):
+            raise UnreadableVideoError(
+                path, f'cut short: {found:.1f} s of {claimed:.1f} s are there'
+            )
+        if found <= 0:
+            raise UnreadableVideoError(path, 'its duration is unknown')
+        width = round(first.width * (stream.sample_aspect_ratio or 1))
+        height = first.height
+        if first.rotation % 180:
+            width, height = height, width
+        return VideoInfo(
+            path=str(path),
+            width=width,
+            height=height,
+            fps=float(rate),
+            duration=found,
+            start=first.pts,
+        )
+
+
+def _end_of_last_packet(
+    container: av.container.InputContainer, stream: av.VideoStream, start: int
+) -> float:
+    """Seconds at which the last readable packet ends; reads only what follows the last keyframe."""
+    length = stream.duration
+    if not length and container.duration:
+        length = int(fractions.Fraction(container.duration, av.time_base) / stream.time_base)
+    # Without a length in the header, or with its end missing, all packets are read (not decoded).
+    for target in (start + (length or 0), start):
+        end = 0
+        with contextlib.suppress(av.FFmpegError):
+            container.seek(target, stream=stream)
+            for packet in container.demux(stream):
+                if packet.is_corrupt:
+                    break
+                if packet.pts is not None:
+                    end = max(end, packet.pts + (packet.duration or 0) - start)
+        if end > 0:
+            break
+    return float(end * stream.time_base)
+
+
+def read_frames(
+    info: VideoInfo,
+    times: Sequence[float],
+    *,
+    size: tuple[int, int],
+    span: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """The frames nearest to `times` (ascending), decoded from the keyframe before the first of them.
+
+    Args:
+      info: the file.
+      times: seconds; of two frames equally near the earlier is taken.
+      size: (height, width) to which each frame is scaled, antialiased.
+      span: only frames at begin <= time < end are candidates; by default all.
+
+    Returns:
+      uint8 (t, height, width, 3).
+
+    Raises:
+      UnreadableVideoError: damaged, or the video ends before the last of `times`.
+    """
+    begin, end = span or (0.0, np.inf)
+    wanted, picked = list(times), []
+    scale = _Scaler(size)
+    before, picture = None, None  # the candidate at or before the wanted time, and its pixels
+
+    def pixels(frame):
+        nonlocal picture
+        if picture is None or picture[0] is not frame:
+            picture = (frame, scale(frame))
+        return picture[1]
+
+    for time, frame in _frames_from(info, max(begin, wanted[0])):
+        if time < begin:
+            continue
+        if time >= end:
+            break
+        while len(picked) < len(wanted) and time >= wanted[len(picked)]:
+            at = wanted[len(picked)]
+            earlier = before is not None and at - before[0] <= time - at
+            picked.append(pixels(before[1] if earlier else frame))
+        before = (time, frame)
+        if len(picked) == len(wanted):
+            break
+    if len(picked) < len(wanted):
+        _check_reaches(info, before and before[0], wanted[-1])
+        picked += [pixels(before[1])] * (len(wanted) - len(picked))
+    return np.stack(picked)
+
+
+def read_span(
+    info: VideoInfo, span: tuple[float, float], *, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """All frames at begin <= time < end: uint8 (n, height, width, 3), and their times (n,)."""
+    begin, end = span
+    frames, times = [], []
+    scale = _Scaler(size)
+    for time, frame in _frames_from(info, begin):
+        if time >= end:
+            break
+        if time >= begin:
+            frames.append(scale(frame))
+            times.append(time)
+    if not frames:
+        raise UnreadableVideoError(info.path, f'no frames between {begin:.2f} s and {end:.2f} s')
+    return np.stack(frames), np.array(times)
+
+
+def nearest(info: VideoInfo, available: np.ndarray, times: Sequence[float]) -> np.ndarray:
+    """Indices (t,) into the ascending `available` times, by the same rule as `read_frames`."""
+    _check_reaches(info, available[-1], times[-1])
+    after = np.searchsorted(available, times).clip(1, max(1, len(available) - 1))
+    if len(available) == 1:
+        return np.zeros(len(times), int)
+    earlier = np.asarray(times) - available[after - 1] <= available[after] - np.asarray(times)
+    return np.where(earlier, after - 1, after)
+
+
+def _check_reaches(info: VideoInfo, last: float | None, wanted: float) -> None:
+    # The last frame is on the screen for a while: as long as others, or until the end that was found.
+    if last is None or wanted > max(last + 1.5 / info.fps, info.duration):
+        at = 'nowhere' if last is None else f'at {last:.2f} s'
+        raise UnreadableVideoError(info.path, f'ends {at}, before the wanted {wanted:.2f} s')
+
+
+def _frames_from(info: VideoInfo, begin: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Times and frames from at most `begin` on (earlier ones come too), in the order of display."""
+    with _opened(info.path) as (container, stream):
+        for target in (info.start + int(begin / stream.time_base), info.start):
+            # Some containers seek past the target; then everything is decoded from the start.
+            container.seek(target, stream=stream)
+            first = True
+            for frame in container.decode(stream):
+                if frame.pts is None:
+                    raise UnreadableVideoError(info.path, 'a frame has no timestamp')
+                if frame.is_corrupt:
+                    raise UnreadableVideoError(info.path, 'a frame is damaged')
+                time = float((frame.pts - info.start) * stream.time_base)
+                if first and time > begin and target > info.start:
+                    break
+                first = False
+                yield time, frame
+            else:
+                return
+
+
+@contextlib.contextmanager
+def _opened(
+    path: str | pathlib.Path,
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its video stream; whatever PyAV raises inside becomes UnreadableVideoError."""
+    try:
+        if pathlib.Path(path).stat().st_size == 0:
+            raise UnreadableVideoError(path, 'the file is empty')
+        with av.open(str(path), timeout=TIMEOUT_SECONDS) as container:
+            streams = [s for s in container.streams.video if not _is_cover(s)]
+            if not streams:
+                raise UnreadableVideoError(path, 'no video stream in it')
+            streams[0].thread_type = 'NONE'
+            streams[0].thread_count = 1
+            yield container, streams[0]
+    except UnreadableVideoError:
+        raise
+    except _DECODING_ERRORS as error:
+        reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+        raise UnreadableVideoError(path, f'cannot be read ({reason})') from error
+
+
+def _is_cover(stream: av.VideoStream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+class _Scaler:
+    """Frames to uint8 (height, width, 3), upright. FFmpeg's bicubic widens its kernel, so it antialiases."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+        # One for all frames of a window: its tables cost more than the scaling of a small frame.
+        self.reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        height, width = self.size[::-1] if frame.rotation % 180 else self.size
+        # Untagged files mean BT.709 when they are high definition, as players take it; FFmpeg takes BT.601.
+        untagged_hd = frame.colorspace == _UNSPECIFIED and frame.height >= 720
+        pixels = self.reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format='rgb24',
+            src_colorspace=_BT709 if untagged_hd else None,
+            interpolation='BICUBIC',
+        ).to_ndarray()
+        return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels

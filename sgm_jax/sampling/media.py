@@ -1,0 +1,253 @@
+"""Pictures and videos in and out of files. Arrays are uint8, RGB, channels last: (h, w, 3), (t, h, w, 3).
+
+Files are encoded in memory and appear under their name whole or not at all.
+"""
+
+import fractions
+import io
+import math
+import os
+import pathlib
+import uuid
+from collections.abc import Sequence
+
+import av
+import numpy as np
+from PIL import Image, ImageOps
+
+from sgm_jax.errors import UserError
+
+# Visually lossless for H.264, and still a tenth of the size of lossless.
+CRF = 17
+_BT709 = 1  # of ITU-T H.273: primaries, transfer and matrix alike
+_LIMITED = 1
+_PIL_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+PathLike = str | pathlib.Path
+
+
+def read_image(path: PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A picture as uint8 (h, w, 3): upright (EXIF), RGB of any mode and depth, transparency on white.
+
+    Args:
+      path: any format that Pillow reads.
+      size: (height, width) to which it is resized and cropped at the centre; None keeps its own.
+
+    Raises:
+      UserError: missing, truncated, or not a picture.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f'{path}: no such picture')
+    try:
+        with Image.open(path) as opened:
+            image = _to_rgb(ImageOps.exif_transpose(opened))
+    except _PIL_ERRORS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f'{path}: not a readable picture (suffix {path.suffix or "none"}): {reason}; '
+            'open and save it anew, e.g. as .png'
+        ) from error
+    return np.asarray(image) if size is None else resize_crop(np.asarray(image), size)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith('I') or image.mode == 'F':
+        # Pillow clips 16-bit grey at 255 when it converts; the high byte is meant.
+        levels = np.asarray(image, np.float64)
+        top = 65535.0 if image.mode.startswith('I') or levels.max() > 255 else 255.0
+        return Image.fromarray((levels / top * 255).clip(0, 255).round().astype(np.uint8)).convert(
+            'RGB'
+        )
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        white = Image.new('RGBA', image.size, 'white')
+        return Image.alpha_composite(white, image).convert('RGB')
+    return image.convert('RGB')
+
+
+def resize_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w, 3) to `size` (height, width), antialiased: the largest centred box of that shape, scaled."""
+    height, width = image.shape[:2]
+    scale = min(height / size[0], width / size[1])
+    top, left = (height - size[0] * scale) / 2, (width - size[1] * scale) / 2
+    box = (left, top, min(width, left + size[1] * scale), min(height, top + size[0] * scale))
+    if tuple(size) == (height, width):
+        return image
+    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS, box=box)
+    return np.asarray(resized)
+
+
+def write_image(path: PathLike, image: np.ndarray) -> None:
+    """Writes uint8 (h, w, 3) as .png, .jpg or .webp; errors and atomicity as in `write_video`."""
+    path = pathlib.Path(path).expanduser()
+    known = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP'}
+    encoding = known.get(path.suffix.lower())
+    if encoding is None:
+        raise UserError(f'{path}: pictures are written as {", ".join(known)}; change the suffix')
+    _write_whole(path, _encode_image(image, encoding))
+
+
+def write_video(path: PathLike, frames: np.ndarray, fps: float, *, crf: int = CRF) -> None:
+    """Writes uint8 frames (t, h, w, 3) in the format that the suffix names.
+
+    .mp4 is H.264 in 4:2:0, which has even sizes only: an odd height or width is padded by repeating the
+    last row or column. .gif and .webp are animations that loop; .png is a strip of the frames side by side.
+
+    Args:
+      path: parent folders are created; an existing file is replaced once the new one is complete.
+      frames: at least one.
+      fps: frames per second.
+      crf: H.264's quality, 0 (lossless) to 51.
+
+    Raises:
+      UserError: an unknown suffix, or the file cannot be written.
+    """
+    path = pathlib.Path(path).expanduser()
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f'frames must be uint8 (t, h, w, 3), got {frames.dtype} {frames.shape}')
+    encoders = {
+        '.mp4': lambda: _encode_h264(frames, fps, crf),
+        '.gif': lambda: _encode_gif(frames, fps),
+        '.webp': lambda: _encode_webp(frames, fps),
+        '.png': lambda: _encode_image(strip(frames), 'PNG'),
+    }
+    if path.suffix.lower() not in encoders:
+        raise UserError(f'{path}: videos are written as {", ".join(encoders)}; change the suffix')
+    _write_whole(path, encoders[path.suffix.lower()]())
+
+
+def _encode_h264(frames: np.ndarray, fps: float, crf: int) -> bytes:
+    odd = [(0, size % 2) for size in frames.shape[1:3]]
+    frames = np.pad(frames, ((0, 0), *odd, (0, 0)), mode='edge')
+    buffer = io.BytesIO()
+    with av.open(buffer, 'w', format='mp4') as container:
+        rate = fractions.Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream('libx264', rate=rate, options={'crf': str(crf)})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = 'yuv420p'
+        # Said in the file, for players guess by the size otherwise and shift the colours.
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format='rgb24')
+            frame = frame.reformat(
+                format='yuv420p',
+                dst_colorspace='ITU709',
+                dst_color_range='MPEG',
+                interpolation='BICUBIC',
+            )
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _encode_gif(frames: np.ndarray, fps: float) -> bytes:
+    # One palette for all frames, made from all of them: no flicker, half the size.
+    step = max(1, math.isqrt(frames[..., 0].size // 2**18))
+    palette = Image.fromarray(strip(frames[:, ::step, ::step])).quantize(256)
+    images = [Image.fromarray(frame).quantize(palette=palette) for frame in frames]
+    # GIF counts hundredths of a second; rounding the running total keeps the whole length right.
+    ends = np.round(np.arange(len(frames) + 1) * 100 / fps).astype(int)
+    hundredths = np.maximum(np.diff(ends), 2)
+    return _encode_animation(images, 'GIF', [int(10 * h) for h in hundredths])
+
+
+def _encode_webp(frames: np.ndarray, fps: float) -> bytes:
+    ends = np.round(np.arange(len(frames) + 1) * 1000 / fps).astype(int)
+    images = [Image.fromarray(frame) for frame in frames]
+    return _encode_animation(images, 'WEBP', np.diff(ends).tolist(), quality=90)
+
+
+def _encode_animation(
+    images: list[Image.Image], encoding: str, milliseconds: list[int], **options
+) -> bytes:
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer,
+        encoding,
+        save_all=True,
+        append_images=images[1:],
+        loop=0,
+        duration=milliseconds,
+        **options,
+    )
+    return buffer.getvalue()
+
+
+def _encode_image(image: np.ndarray, encoding: str) -> bytes:
+    buffer = io.BytesIO()
+    options = {} if encoding == 'PNG' else {'quality': 95}
+    Image.fromarray(image).save(buffer, encoding, **options)
+    return buffer.getvalue()
+
+
+def _write_whole(path: pathlib.Path, data: bytes) -> None:
+    """Writes beside `path` first, so that a reader sees the old file or the new one, never a part."""
+    partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, 'wb') as file:
+                file.write(data)
+                file.flush()
+                # A full disk may be noticed no earlier than here.
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f'{path}: cannot be written ({error.strerror or error}); free some space or choose another path'
+        ) from error
+
+
+def read_video(path: PathLike) -> tuple[np.ndarray, float]:
+    """All frames uint8 (t, h, w, 3) and the frames per second of a short video, .gif or animated .webp.
+
+    Raises:
+      UserError: missing, damaged, or not a video.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f'{path}: no such video')
+    try:
+        if path.suffix.lower() in ('.gif', '.webp'):
+            return _read_animation(path)
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError('no video stream in it')
+            stream = container.streams.video[0]
+            frames = [frame.to_ndarray(format='rgb24') for frame in container.decode(stream)]
+            return np.stack(frames), float(stream.average_rate)
+    except (av.FFmpegError, *_PIL_ERRORS) as error:
+        raise UserError(f'{path}: not a readable video: {error}') from error
+
+
+def _read_animation(path: pathlib.Path) -> tuple[np.ndarray, float]:
+    frames, milliseconds = [], 0
+    with Image.open(path) as image:
+        for index in range(image.n_frames):
+            image.seek(index)
+            frames.append(np.asarray(image.convert('RGB')))
+            milliseconds += image.info.get('duration', 100)
+    return np.stack(frames), 1000 * len(frames) / milliseconds
+
+
+def strip(frames: np.ndarray) -> np.ndarray:
+    """Frames (t, h, w, 3) side by side: (h, t*w, 3)."""
+    return np.concatenate(list(frames), axis=1)
+
+
+def grid(images: np.ndarray | Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:
+    """Images (b, h, w, 3) in rows, left to right, as square as they go; the places left over are white."""
+    images = np.stack(list(images))
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count * height / width))
+    rows = math.ceil(count / columns)
+    cells = np.full((rows * columns, height, width, channels), 255, images.dtype)
+    cells[:count] = images
+    cells = cells.reshape(rows, columns, height, width, channels)
+    return cells.swapaxes(1, 2).reshape(rows * height, columns * width, channels)

@@ -1,0 +1,91 @@
+"""Small videos for the tests of the data room: written with PyAV, good ones and damaged ones."""
+
+import fractions
+import pathlib
+
+import av
+import numpy as np
+
+
+def write_numbered(
+    path: pathlib.Path,
+    times_ms: list[int],
+    *,
+    fps: int = 10,
+    size: tuple[int, int] = (32, 48),
+    keyframes: int = 10,
+    faststart: bool = False,
+    rotation: int = 0,
+) -> pathlib.Path:
+    """A video whose frame i is plain grey of level 10 + 8 i, shown at times_ms[i]; see `numbers`."""
+    options = {'movflags': 'faststart'} if faststart else {}
+    with av.open(str(path), 'w', options=options) as container:
+        stream = container.add_stream('libx264', rate=fps, options={'crf': '10'})
+        stream.height, stream.width = size
+        stream.pix_fmt = 'yuv420p'
+        stream.gop_size = keyframes
+        stream.codec_context.time_base = fractions.Fraction(1, 1000)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for index, time in enumerate(times_ms):
+            pixels = np.full((*size, 3), 10 + 8 * index, np.uint8)
+            if rotation:
+                pixels[: size[0] // 2] = 255  # the upper half, as stored
+            frame = av.VideoFrame.from_ndarray(pixels, format='rgb24')
+            frame.pts, frame.time_base = time, fractions.Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """The indices of frames (t, h, w, 3) of `write_numbered`, from their grey levels."""
+    return [round((float(frame.mean()) - 10) / 8) for frame in frames]
+
+
+def write_sound(path: pathlib.Path) -> pathlib.Path:
+    """An mp4 with a second of silence and no picture."""
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('aac', rate=16000, layout='mono')
+        for start in range(0, 16000, 1000):
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((1, 1000), np.float32), format='fltp', layout='mono'
+            )
+            frame.sample_rate, frame.pts = 16000, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_damaged(folder: pathlib.Path, good: pathlib.Path) -> dict[str, str]:
+    """Files that cannot be used, made of a good faststart one; a word of each one's reason by name."""
+    whole = good.read_bytes()
+    (folder / 'empty.mp4').write_bytes(b'')
+    (folder / 'text.mp4').write_text('not a video\n' * 50)
+    # The header is at the front and promises all frames.
+    data = whole.index(b'mdat')
+    assert whole.index(b'moov') < data
+    (folder / 'cut_tail.mp4').write_bytes(whole[: (data + len(whole)) // 2])
+    (folder / 'cut_header.mp4').write_bytes(whole[:20])
+    write_sound(folder / 'sound.mp4')
+    write_numbered(folder / 'short.mp4', [0, 100, 200])
+    return {
+        'empty.mp4': 'empty',
+        'text.mp4': 'cannot be read',
+        'cut_tail.mp4': 'cut short',
+        'cut_header.mp4': 'cannot be read',
+        'sound.mp4': 'no video stream',
+        'short.mp4': 'too short',
+    }
+
+
+def damage_packets(path: pathlib.Path, packets: range) -> None:
+    """Overwrites the compressed pictures of some frames with noise; the header still promises them."""
+    with av.open(str(path)) as container:
+        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(path.read_bytes())
+    rng = np.random.default_rng(0)
+    for index in packets:
+        begin, size = places[index]
+        data[begin : begin + size] = rng.integers(0, 256, size, dtype=np.uint8).tobytes()
+    path.write_bytes(data)
