@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from sgm_jax.errors import UserError
-from sgm_jax.interop.names import NAMES
+from sgm_jax.interop.names import names_of
 
 # What Flax's layers call their parameters, in PyTorch's words.
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight'}
@@ -40,7 +40,7 @@ def entries(module: nnx.Module, prefix: str = '', path: tuple = ()) -> Iterator[
     if isinstance(module, nnx.List):
         children, names = enumerate(module), {}
     else:
-        children, names = vars(module).items(), NAMES.get(type(module), {})
+        children, names = vars(module).items(), names_of(module)
     for key, child in children:
         name = names.get(key, str(key))
         if isinstance(child, nnx.Variable):
@@ -97,12 +97,18 @@ def load(module: nnx.Module, state_dict: Mapping[str, Any], *, prefix: str = '')
     wanted = {prefix + entry.name: entry for entry in entries(module)}
     check_names(
         {name: entry.shape for name, entry in wanted.items()},
-        {name: np.shape(x) for name, x in state_dict.items() if name.startswith(prefix)},
+        {name: _shape(state_dict, name) for name in state_dict if name.startswith(prefix)},
     )
     for name, entry in wanted.items():
         array = inward(np.asarray(state_dict[name]), entry.turned)
         entry.variable.set_value(jnp.asarray(array, entry.variable.dtype))
     return module
+
+
+def _shape(state_dict: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    # A file knows its shapes without reading.
+    shape = getattr(state_dict, 'shape', None)
+    return shape(name) if shape else np.shape(state_dict[name])
 
 
 def check_names(

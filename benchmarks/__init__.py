@@ -1,0 +1,1 @@
+"""Measurements of this project beside its PyTorch peer, in one run: `make bench`."""

@@ -1,0 +1,54 @@
+"""What is measured, in terms that both sides understand. Imports nothing: both environments read it."""
+
+import dataclasses
+
+HEAD_CHANNELS = 64
+CHANNEL_MULT = (1, 2, 4, 4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoUNetCase:
+    """One measurement of Stable Video Diffusion's U-Net, float32, on the CPU.
+
+    Attributes:
+      title: what is measured, for the table.
+      model_channels: the width of the first level; 320 is SVD's.
+      frames, size: a batch is one clip of `frames` latents of size x size.
+      train: forward, backward and AdamW; otherwise the forward pass.
+      warmups, repeats: calls that are not timed, and calls that are, in each process.
+    """
+
+    title: str
+    model_channels: int
+    frames: int
+    size: int
+    train: bool
+    warmups: int
+    repeats: int
+    in_channels: int = 8
+    out_channels: int = 4
+    context_dim: int = 1024
+    numbers: int = 3  # fps, motion bucket, noise augmentation: each becomes 256 sinusoids
+    number_dim: int = 256
+
+
+CASES = {
+    'svd_forward': VideoUNetCase(
+        title='full-size SVD VideoUNet, forward',
+        model_channels=320,
+        frames=14,
+        size=32,
+        train=False,
+        warmups=1,
+        repeats=2,
+    ),
+    'small_train': VideoUNetCase(
+        title='VideoUNet of 64 model channels, training step (forward, backward, AdamW)',
+        model_channels=64,
+        frames=8,
+        size=32,
+        train=True,
+        warmups=2,
+        repeats=6,
+    ),
+}

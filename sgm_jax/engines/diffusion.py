@@ -1,0 +1,283 @@
+"""The diffusion engine: one model, its training loss and its samples, as pure functions of parameters."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sgm_jax.config import build, plain
+from sgm_jax.diffusion.denoiser import DenoiserLike
+from sgm_jax.diffusion.discretization import Discretization
+from sgm_jax.diffusion.drivers import sample
+from sgm_jax.diffusion.families import make
+from sgm_jax.diffusion.guiders import Guider, guide
+from sgm_jax.diffusion.loss import StandardDiffusionLoss
+from sgm_jax.diffusion.samplers import Sampler
+from sgm_jax.engines.model import DiffusionModel, build_model
+from sgm_jax.engines.structure import PyTree, Structure, to_uint8
+from sgm_jax.engines.tasks import TASKS, ImageToVideo, conditioning_frames
+from sgm_jax.engines.weights import Weights
+from sgm_jax.parallel.compiler import jit
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How samples are drawn: the defaults of sample.py and of the pictures of a training run.
+
+    `zero` lists the entries of the batch that the unconditional pass does not know.
+    """
+
+    sampler: Sampler
+    discretization: Discretization
+    guider: Guider
+    steps: int
+    zero: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DiffusionEngine:
+    """Trains and samples a DiffusionModel. Follows sgm.models.diffusion.DiffusionEngine."""
+
+    structure: Structure
+    denoiser: DenoiserLike
+    objective: StandardDiffusionLoss
+    task: ImageToVideo
+    sampling: Sampling
+    weights: Weights
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def from_config(
+        cls,
+        *,
+        network: Mapping,
+        denoiser: Mapping,
+        loss: Mapping,
+        task: Mapping,
+        conditioner: tuple = (),
+        first_stage: Mapping = MappingProxyType({'name': 'none'}),
+        scale_factor: float = 1.0,
+        encode_chunk: int = 0,
+        checkpoint: str = '',
+        first_stage_checkpoint: str = '',
+        from_scratch: bool = False,
+        sample: Mapping,
+    ) -> 'DiffusionEngine':
+        """From `config.model` (its keys are these) and `config.sample`."""
+        parts = dict(
+            network=network,
+            conditioner=conditioner,
+            first_stage=first_stage,
+            scale_factor=scale_factor,
+            encode_chunk=encode_chunk,
+        )
+        trained = tuple(
+            index for index, node in enumerate(conditioner) if node.get('is_trainable', False)
+        )
+
+        def trainable(path: tuple) -> bool:
+            embedder = path[:2] == ('conditioner', 'embedders')
+            return path[0] == 'network' or (embedder and path[2] in trained)
+
+        structure = Structure(build=lambda keys: build_model(parts, keys), trainable=trainable)
+        task = build(TASKS, task, where='model.task')
+        sample = plain(sample)
+        return cls(
+            structure=structure,
+            denoiser=make('denoiser', denoiser, where='model.denoiser'),
+            objective=make('loss', loss, where='model.loss'),
+            task=task,
+            sampling=Sampling(
+                sampler=make('sampler', sample['sampler'], where='sample.sampler'),
+                discretization=make(
+                    'discretization', sample['discretization'], where='sample.discretization'
+                ),
+                guider=make(
+                    'guider', sample['guider'], where='sample.guider', num_frames=task.num_frames
+                ),
+                steps=sample['steps'],
+                zero=tuple(sample.get('zero', ())),
+            ),
+            weights=Weights(
+                structure=structure,
+                checkpoint=checkpoint,
+                first_stage_checkpoint=first_stage_checkpoint,
+                from_scratch=from_scratch,
+            ),
+            settings=sample,
+        )
+
+    # Training.
+
+    def init(self, key: jax.Array) -> PyTree:
+        return self.structure.init(key)[0]
+
+    def init_frozen(self, key: jax.Array) -> PyTree:
+        return self.weights.frozen()
+
+    def pretrained(self) -> PyTree | None:
+        return self.weights.trainable()
+
+    def loss(
+        self, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        model = self.structure.merge(params, frozen)
+        task_key, encode_key, drop_key, noise_key, dropout_key = jax.random.split(key, 5)
+        examples, num_frames = len(batch['jpg']), self.task.num_frames
+        x, told = self.task.training_batch(batch, task_key)
+        z = jax.lax.stop_gradient(model.encode(x, encode_key))
+        cond = model.condition(told, key=drop_key, examples=examples, num_frames=num_frames)
+        denoise = self._denoise(model, num_frames=num_frames, key=dropout_key)
+        losses, _ = self.objective(noise_key, denoise, z, cond, num_frames=num_frames)
+        loss = losses.mean()
+        return loss, {'loss': loss}
+
+    def _denoise(self, model: DiffusionModel, **inputs: Any) -> Callable:
+        return lambda x, sigma, cond: self.denoiser(model.apply, x, sigma, cond, **inputs)
+
+    # Sampling.
+
+    def condition(
+        self, params: PyTree, frozen: PyTree, batch: Batch
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """(cond, uncond) for the clips of a conditioner's batch."""
+        return self._condition(params, frozen, dict(batch))
+
+    @functools.cached_property
+    def _condition(self) -> Callable:
+        def condition(params, frozen, batch):
+            model = self.structure.merge(params, frozen)
+            examples = len(next(iter(batch.values())))
+            video = dict(examples=examples, num_frames=self.task.num_frames)
+            return (
+                model.condition(batch, **video),
+                model.condition(batch, zero=self.sampling.zero, **video),
+            )
+
+        return jit(condition)
+
+    def sample_latents(
+        self,
+        params: PyTree,
+        frozen: PyTree,
+        batch: Batch,
+        key: jax.Array,
+        *,
+        size: tuple[int, int],
+        steps: int | None = None,
+        scales: np.ndarray | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> jax.Array:
+        """Latents (b*t, h, w, c) for a conditioner's batch of b clips of `size` (height, width) pixels.
+
+        `steps` and the guidance `scales` (per frame) may change from call to call without compiling again.
+        """
+        sampling = self.sampling
+        cond, uncond = self.condition(params, frozen, batch)
+        examples = len(next(iter(batch.values())))
+        shape = (examples * self.task.num_frames, *self.latent_size(size), self.latent_channels)
+        start_key, noise_key = jax.random.split(key)
+        x = jax.random.normal(start_key, shape)
+        scales = sampling.guider.scales() if scales is None else scales
+        step = functools.partial(self._step, params, frozen, cond, uncond, scales)
+        sigmas = sampling.discretization.sigmas(steps or sampling.steps)
+        return sample(sampling.sampler, step, x, sigmas, noise_key, progress=progress)
+
+    @functools.cached_property
+    def _step(self) -> Callable:
+        def step(params, frozen, cond, uncond, scales, carry, scalars, noise):
+            model = self.structure.merge(params, frozen)
+            single = self._denoise(model, num_frames=self.task.num_frames)
+            guided = lambda x, sigma: guide(single, x, sigma, cond, uncond, scales)
+            return self.sampling.sampler.step(carry, guided, scalars, noise)
+
+        return jit(step)
+
+    def encode(self, params: PyTree, frozen: PyTree, images: jax.Array) -> jax.Array:
+        """Images (n, h, w, 3) in [-1, 1] to their likeliest scaled latents."""
+        return self._encode(params, frozen, images)
+
+    @functools.cached_property
+    def _encode(self) -> Callable:
+        return jit(lambda params, frozen, x: self.structure.merge(params, frozen).encode(x))
+
+    def decode(
+        self, params: PyTree, frozen: PyTree, z: jax.Array, *, chunk: int | None = None
+    ) -> jax.Array:
+        """Scaled latents (b*t, h, w, c) to images, `chunk` frames of a clip at a time (all by default).
+
+        The temporal decoder mixes the frames of a chunk, so a chunk of fewer than all frames changes the
+        result a little at its edges; memory grows with the chunk only.
+        """
+        num_frames = self.task.num_frames
+        clips = z.reshape(-1, num_frames, *z.shape[1:])
+        chunk = min(chunk or num_frames, num_frames)
+        parts = [
+            self._decode(params, frozen, clips[:, start : start + chunk])
+            for start in range(0, num_frames, chunk)
+        ]
+        images = jnp.concatenate(parts, 1)
+        return images.reshape(-1, *images.shape[2:])
+
+    @functools.cached_property
+    def _decode(self) -> Callable:
+        def decode(params, frozen, clips):
+            model = self.structure.merge(params, frozen)
+            frames = clips.reshape(-1, *clips.shape[2:])
+            images = model.decode(frames, num_frames=clips.shape[1])
+            return images.reshape(*clips.shape[:2], *images.shape[1:])
+
+        return jit(decode)
+
+    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the latents of images of `size`."""
+        return size[0] // self.first_stage_factor, size[1] // self.first_stage_factor
+
+    @functools.cached_property
+    def _module(self) -> DiffusionModel:
+        return self.structure.module()
+
+    @property
+    def first_stage_factor(self) -> int:
+        """Pixels per latent, along one side."""
+        stage = self._module.first_stage
+        return 1 if stage is None else stage.factor
+
+    @property
+    def factor(self) -> int:
+        """What height and width in pixels must be divisible by."""
+        return self.first_stage_factor * self._module.network.frame.factor
+
+    @property
+    def latent_channels(self) -> int:
+        return self._module.network.frame.out_conv.out_features
+
+    # Looking.
+
+    def pictures(
+        self, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array
+    ) -> dict[str, np.ndarray]:
+        """The clips, what the first stage makes of them, and samples from their first frames."""
+        clips = jnp.asarray(batch['jpg'])
+        size = clips.shape[2:4]
+        frames = clips.reshape(-1, *clips.shape[2:])
+        cond_key, sample_key = jax.random.split(key)
+        aug = jnp.full((len(clips),), self.settings.get('cond_aug', 0.02))
+        told = {
+            **{k: jnp.asarray(v) for k, v in batch.items() if k != 'jpg'},
+            **conditioning_frames(clips[:, 0], aug, cond_key),
+        }
+        z = self.sample_latents(params, frozen, told, sample_key, size=size)
+        video = lambda x: to_uint8(x).reshape(clips.shape)
+        pictures = {'inputs': video(clips), 'samples': video(self.decode(params, frozen, z))}
+        if self._module.first_stage is not None:
+            latents = self.encode(params, frozen, frames)
+            pictures['reconstructions'] = video(self.decode(params, frozen, latents))
+        return pictures

@@ -1,0 +1,41 @@
+"""What the training loop needs of an engine."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+
+class Engine(Protocol):
+    """The structure of a model and how it learns; holds no arrays.
+
+    Parameters are nested dicts of arrays, in two trees: the trainable ones, and the frozen ones, which are
+    never optimised and never in a checkpoint.
+    """
+
+    def init(self, key: jax.Array) -> PyTree:
+        """Fresh trainable parameters; traceable."""
+        ...
+
+    def init_frozen(self, key: jax.Array) -> PyTree:
+        """The frozen parameters, read from their files; on the host. Raises UserError without a file."""
+        ...
+
+    def pretrained(self) -> PyTree | None:
+        """Trainable parameters to start from, read from their files on the host; None: from `init`."""
+        ...
+
+    def loss(
+        self, params: PyTree, frozen: PyTree, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """A scalar to minimise and scalars to log; traceable."""
+        ...
+
+    def pictures(
+        self, params: PyTree, frozen: PyTree, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> dict[str, np.ndarray]:
+        """What to look at: uint8 images (b, h, w, c) or videos (b, t, h, w, c), by name; on the host."""
+        ...

@@ -1,0 +1,58 @@
+"""A module taken apart: its structure, which is static, and two trees of parameters."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from sgm_jax.networks.layers import Keys
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Structure:
+    """How a module is built and which of its parameters are trained.
+
+    Attributes:
+      build: makes the module, given the keys of its initial values.
+      trainable: says of a parameter's path (attribute names and list indices) whether it is trained.
+        Buffers never are.
+    """
+
+    build: Callable[[Keys], nnx.Module]
+    trainable: Callable[[tuple], bool] = lambda path: True
+
+    def module(self) -> nnx.Module:
+        """The module with shapes in place of arrays."""
+        return nnx.eval_shape(lambda: self.build(Keys(0)))
+
+    def split(self, module: nnx.Module) -> tuple[nnx.GraphDef, PyTree, PyTree]:
+        """(structure, trainable, frozen) of a module."""
+        trained = lambda path, value: isinstance(value, nnx.Param) and self.trainable(path)
+        graphdef, params, frozen = nnx.split(module, trained, ...)
+        return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
+
+    @functools.cached_property
+    def abstract(self) -> tuple[nnx.GraphDef, PyTree, PyTree]:
+        """`split` with shapes in place of arrays."""
+        return self.split(self.module())
+
+    def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        """Fresh (trainable, frozen) parameters; traceable."""
+        return self.split(self.build(Keys(key)))[1:]
+
+    def merge(self, params: PyTree, frozen: PyTree) -> nnx.Module:
+        """The module with these parameters."""
+        return nnx.merge(self.abstract[0], params, frozen)
+
+
+def to_uint8(images: jax.Array) -> np.ndarray:
+    """[-1, 1] to 0..255."""
+    return np.asarray(
+        ((np.asarray(images, np.float32) + 1.0) * 127.5).round().clip(0, 255), np.uint8
+    )

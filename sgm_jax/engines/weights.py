@@ -1,0 +1,89 @@
+"""Where a model's weights come from, besides training: files, read once, at the start of a run."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+
+from sgm_jax.engines.structure import PyTree, Structure
+from sgm_jax.errors import UserError
+from sgm_jax.interop import checkpoint_files, workdir_files
+from sgm_jax.networks.layers import Buffer
+
+FIRST_STAGE = 'first_stage'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Weights:
+    """The files of a diffusion model.
+
+    Attributes:
+      checkpoint: an sgm checkpoint of the whole model ('' for none).
+      first_stage_checkpoint: a workdir in which the first stage was trained, or an sgm checkpoint that
+        holds it ('' for the one above).
+      from_scratch: whether the network starts at random even though there is a checkpoint.
+    """
+
+    structure: Structure
+    checkpoint: str = ''
+    first_stage_checkpoint: str = ''
+    from_scratch: bool = False
+
+    def trainable(self) -> PyTree | None:
+        """The trained tree of the checkpoint, or None."""
+        if not self.checkpoint or self.from_scratch:
+            return None
+        return self.structure.split(self._whole())[1]
+
+    def frozen(self) -> PyTree:
+        """The frozen tree.
+
+        Raises:
+          UserError: a part with weights has no file, or the file does not fit.
+        """
+        wanted = self.structure.abstract[2]
+        found = {}
+        if self.first_stage_checkpoint and wanted.get(FIRST_STAGE):
+            found[FIRST_STAGE] = self._first_stage()
+        missing = {part: tree for part, tree in wanted.items() if part not in found}
+        if self.checkpoint and jax.tree.leaves(missing):
+            whole = self.structure.split(self._whole())[2]
+            return {part: found.get(part, whole[part]) for part in wanted}
+        without_file = [part for part in missing if part in self._parts_with_weights()]
+        if without_file:
+            raise UserError(
+                f'the frozen parts ({", ".join(sorted(without_file))}) need weights; give a published '
+                'checkpoint with --config.model.checkpoint=FILE.safetensors, or for a first stage alone '
+                '--config.model.first_stage_checkpoint=PATH'
+            )
+        # What is left are the constants of 'fixed' blends, which the config states.
+        fresh = jax.jit(self.structure.init)(jax.random.key(0))[1]
+        return {part: found.get(part, fresh[part]) for part in wanted}
+
+    def _whole(self) -> nnx.Module:
+        return checkpoint_files.read_model(self.checkpoint, self.structure.module())
+
+    def _first_stage(self) -> PyTree:
+        module = self.structure.module().first_stage
+        path = self.first_stage_checkpoint
+        if workdir_files.is_workdir(path):
+            wanted = self.structure.abstract[2][FIRST_STAGE]
+            return workdir_files.read_ema(path, wanted)
+        stage = checkpoint_files.read_part(path, module, 'first_stage_model.')
+        return nnx.to_pure_dict(nnx.state(stage))
+
+    def _parts_with_weights(self) -> set[str]:
+        module = self.structure.module()
+        return {
+            path[0]
+            for path, variable in nnx.to_flat_state(nnx.state(module))
+            if not isinstance(variable, Buffer) and _has(self.structure.abstract[2], path)
+        }
+
+
+def _has(tree: PyTree, path: tuple) -> bool:
+    for key in path:
+        if not isinstance(tree, dict) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
