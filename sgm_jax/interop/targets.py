@@ -1,31 +1,61 @@
 """sgm's class paths, and what each builds here from its YAML params. Everything is built abstractly."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
-from sgm_jax.config import call, lookup, plain
+from sgm_jax.config import call, check_keys, lookup, plain
+from sgm_jax.errors import UserError
 from sgm_jax.networks.autoencoder import Autoencoder, Decoder, Encoder
-from sgm_jax.networks.clip import ARCHITECTURES, OpenCLIP
+from sgm_jax.networks.clip import ARCHITECTURES, OpenCLIP, clip_preprocess
 from sgm_jax.networks.layers import Keys
 from sgm_jax.networks.unet import UNetModel
 from sgm_jax.networks.video_decoder import VideoDecoder
 from sgm_jax.networks.video_unet import VideoUNet
 
-# Params of the YAMLs that say how sgm runs a network, or picks one of its equivalent kernels.
-_IGNORED = {
-    'spatial_transformer_attn_type',
+# Params of the YAMLs that say how sgm runs a part, or picks one of its equivalent kernels.
+_RUN_NETWORK = {
     'use_checkpoint',
-    'legacy',
-    'dims',
     'use_fp16',
+    'legacy',
     'num_heads_upsample',
     'time_downup',
     'ckpt_path',
     'timesteps',
     'num_video_frames',
     'skip_video',
+}
+_RUN_AUTOENCODER = {
+    'ae_optimizer_args',
+    'additional_decode_keys',
+    'ckpt_engine',
+    'ckpt_path',
+    'diff_boost_factor',
+    'disc_optimizer_args',
+    'disc_start_iter',
+    'ema_decay',
+    'input_key',
+    'loss_config',
+    'lossconfig',
+    'lr_g_factor',
+    'max_batch_size',
+    'monitor',
+    'optimizer_config',
+    'trainable_ae_params',
+    'trainable_disc_params',
+}
+_RUN_EMBEDDER = {'version', 'device', 'init_device', 'freeze', 'ucg_rate'}
+
+# The temporal decoder's, which sgm's other coders take and drop: one node may serve all.
+_VIDEO = {'video_kernel_size', 'alpha', 'merge_strategy', 'time_mode'}
+# Between encoder and decoder, and without weights; its reading of the moments is regularizers.py's.
+_NO_WEIGHTS = {
+    'torch.nn.Identity',
+    'sgm.modules.autoencoding.regularizers.DiagonalGaussianRegularizer',
+    'sgm.modules.autoencoding.regularizers.base.IdentityRegularizer',
 }
 
 
@@ -36,67 +66,155 @@ def make(target: str, params: Mapping[str, Any]) -> nnx.Module:
 
 def build(target: str, params: Mapping[str, Any]) -> nnx.Module:
     """The module itself, with fresh parameters."""
-    return lookup(TARGETS, target, 'target')(plain(params), Keys(0))
+    return lookup(TARGETS, target, 'target')(plain(params or {}), Keys(0))
 
 
-def _network(module: Callable) -> Callable:
+def _network(module: Callable, dropped: Set[str] = frozenset(), where: str = '') -> Callable:
     def build(params: dict, rngs: Keys) -> nnx.Module:
-        options = {k: v for k, v in params.items() if k not in _IGNORED}
-        return call(module, options, where=module.__name__, rngs=rngs)
+        options = {k: v for k, v in params.items() if k not in _RUN_NETWORK | dropped}
+        return call(module, options, where=where or module.__name__, rngs=rngs)
+
+    return build
+
+
+def _unet(module: Callable) -> Callable:
+    def build(params: dict, rngs: Keys) -> nnx.Module:
+        options = dict(params)
+        kernel = options.pop('spatial_transformer_attn_type', 'softmax')
+        if kernel not in ('softmax', 'softmax-xformers'):
+            raise UserError(
+                f'unknown spatial_transformer_attn_type {kernel!r}; choose softmax or softmax-xformers'
+            )
+        # A switch of sgm's first YAMLs; the attention blocks without it have left sgm since.
+        if not options.pop('use_spatial_transformer', True):
+            raise UserError('use_spatial_transformer: only true is supported')
+        return _network(module)(options, rngs)
 
     return build
 
 
 def _video_decoder(params: dict, rngs: Keys) -> nnx.Module:
-    return VideoDecoder(**{k: v for k, v in params.items() if k not in _IGNORED}, rngs=rngs)
+    own = {k: v for k, v in params.items() if k in _VIDEO}
+
+    # The temporal decoder hands the image decoder's keywords on: check them where they are spelled out.
+    @functools.wraps(Decoder.__init__)
+    def decoder(**options):
+        return VideoDecoder(**own, **options)
+
+    return _network(decoder, _VIDEO, 'VideoDecoder')(params, rngs)
+
+
+_ENCODER, _DECODER = _network(Encoder, _VIDEO), _network(Decoder, _VIDEO)
 
 
 def _autoencoder_kl(params: dict, rngs: Keys) -> nnx.Module:
-    config = dict(params['ddconfig'])
-    build = lambda part: _network(part)(config, rngs)
+    _check('AutoencoderKL', params, ('embed_dim', 'ddconfig'))
+    config = params['ddconfig']
     return Autoencoder(
-        build(Encoder),
-        build(Decoder),
+        _ENCODER(config, rngs),
+        _DECODER(config, rngs),
         embed_dim=params['embed_dim'],
         z_channels=config['z_channels'],
+        double_z=config.get('double_z', True),
         rngs=rngs,
     )
 
 
 def _autoencoding_engine(params: dict, rngs: Keys) -> nnx.Module:
-    node = lambda name: build(params[name]['target'], params[name].get('params', {}))
-    return Autoencoder(node('encoder_config'), node('decoder_config'), rngs=rngs)
+    nodes = ('encoder_config', 'decoder_config')
+    _check('AutoencodingEngine', params, nodes, {'regularizer_config'})
+    encoder, decoder = (params[name] for name in nodes)
+    regularizer = params.get('regularizer_config')
+    if regularizer is not None:
+        lookup(dict.fromkeys(_NO_WEIGHTS), regularizer.get('target'), 'regularizer_config')
+    identity = encoder.get('target') == 'torch.nn.Identity'
+    return Autoencoder(None if identity else _part(encoder), _part(decoder), rngs=rngs)
+
+
+def _part(node: Mapping[str, Any]) -> nnx.Module:
+    return build(node.get('target'), node.get('params', {}))
+
+
+def _check(where: str, params: dict, needed: Iterable[str], more: Set[str] = frozenset()) -> None:
+    check_keys(params, {*needed, *more, *_RUN_AUTOENCODER}, where=where)
+    missing = [name for name in needed if name not in params]
+    if missing:
+        raise UserError(f'{where}: missing {", ".join(map(repr, missing))}')
 
 
 class ImageEmbedder(nnx.Module):
-    """sgm's FrozenOpenCLIPImageEmbedder: an OpenCLIP model under the name `model`."""
+    """sgm's FrozenOpenCLIPImageEmbedder: an OpenCLIP model under the name `model`.
 
-    def __init__(self, model: OpenCLIP):
+    Args (sgm's names): antialias (blur before a reduction), unsqueeze_dim (tokens (n, 1, d) instead of
+      (n, d)), repeat_to_max_len (a pair: max_length copies of the token, and the embedding),
+      num_image_crops (images (n, crops, h, w, 3) to a pair: the crops' embeddings as tokens, padded with
+      zeros to max_length, and the first of them), output_tokens (a pair: the patches' tokens, normed as
+      in open_clip today, and the embedding).
+
+    Calls: images (n, h, w, 3) in [-1, 1] -> (n, d), or as above.
+    """
+
+    def __init__(
+        self,
+        model: OpenCLIP,
+        *,
+        max_length: int = 77,
+        antialias: bool = True,
+        unsqueeze_dim: bool = False,
+        repeat_to_max_len: bool = False,
+        num_image_crops: int = 0,
+        output_tokens: bool = False,
+    ):
+        if output_tokens and (repeat_to_max_len or num_image_crops):
+            raise ValueError('output_tokens goes without repeat_to_max_len and num_image_crops')
+        if unsqueeze_dim and num_image_crops:
+            raise ValueError('num_image_crops goes without unsqueeze_dim: crops are tokens already')
         self.model = model
+        self.max_length, self.antialias, self.crops = max_length, antialias, num_image_crops
+        self.unsqueeze, self.repeat, self.tokens = unsqueeze_dim, repeat_to_max_len, output_tokens
 
     def __call__(self, images):
-        return self.model(images)
+        images = images.reshape(-1, *images.shape[-3:])
+        images = clip_preprocess(images, self.model.visual.image_size, antialias=self.antialias)
+        if self.tokens:
+            z, tokens = self.model.visual.with_tokens(images)
+            return tokens, z[:, None] if self.unsqueeze else z
+        z = self.model.visual(images)
+        if self.crops:
+            z = z.reshape(-1, self.crops, z.shape[-1])
+            z = jnp.pad(z, ((0, 0), (0, self.max_length - self.crops), (0, 0)))
+            return z, z[:, 0]
+        token = z[:, None]
+        z = token if self.unsqueeze else z
+        return (jnp.repeat(token, self.max_length, 1), z) if self.repeat else z
+
+
+_ARCHITECTURE = ('embed_dim', 'vision_cfg', 'text_cfg', 'quick_gelu')
 
 
 def _image_embedder(params: dict, rngs: Keys) -> nnx.Module:
-    return ImageEmbedder(OpenCLIP(**architecture(params), rngs=rngs))
+    model = OpenCLIP(**architecture(params), rngs=rngs)
+    apart = {'arch', *_ARCHITECTURE, *_RUN_EMBEDDER}
+    options = {k: v for k, v in params.items() if k not in apart}
+    return call(ImageEmbedder, options, where='FrozenOpenCLIPImageEmbedder', model=model)
 
 
 def architecture(params: Mapping[str, Any]) -> dict:
     """open_clip's config of the model that `arch` names; or the config itself, in place of a name."""
-    keys = ('embed_dim', 'vision_cfg', 'text_cfg', 'quick_gelu')
     if 'vision_cfg' in params:
-        return {k: params[k] for k in keys if k in params}
+        return {k: params[k] for k in _ARCHITECTURE if k in params}
     arch = params.get('arch', 'ViT-H-14')
-    return dict(arch) if isinstance(arch, Mapping) else lookup(ARCHITECTURES, arch, 'arch')
+    config = dict(arch) if isinstance(arch, Mapping) else lookup(ARCHITECTURES, arch, 'arch')
+    # OpenAI's own weights were trained with the quick GELU, whatever the architecture's file says.
+    return {**config, 'quick_gelu': True} if params.get('version') == 'openai' else config
 
 
 _DIFFUSION = 'sgm.modules.diffusionmodules'
 TARGETS = {
-    f'{_DIFFUSION}.openaimodel.UNetModel': _network(UNetModel),
-    f'{_DIFFUSION}.video_model.VideoUNet': _network(VideoUNet),
-    f'{_DIFFUSION}.model.Encoder': _network(Encoder),
-    f'{_DIFFUSION}.model.Decoder': _network(Decoder),
+    f'{_DIFFUSION}.openaimodel.UNetModel': _unet(UNetModel),
+    f'{_DIFFUSION}.video_model.VideoUNet': _unet(VideoUNet),
+    f'{_DIFFUSION}.model.Encoder': _ENCODER,
+    f'{_DIFFUSION}.model.Decoder': _DECODER,
     'sgm.modules.autoencoding.temporal_ae.VideoDecoder': _video_decoder,
     'sgm.models.autoencoder.AutoencoderKL': _autoencoder_kl,
     'sgm.models.autoencoder.AutoencoderKLModeOnly': _autoencoder_kl,

@@ -79,6 +79,8 @@ ATTENTION_BLOCKS = {
     'vanilla': AttentionBlock,
     'vanilla-xformers': AttentionBlock,
     'linear': LinearAttentionBlock,
+    # sgm asks for this one by a condition that is never true, and falls through to the linear one.
+    'memory-efficient-cross-attn': LinearAttentionBlock,
     'none': None,
 }
 
@@ -150,7 +152,8 @@ class Encoder(nnx.Module):
     """Images to moments. Follows sgm.modules.diffusionmodules.model.Encoder, keywords and all.
 
     Calls: x (n, h, w, in_channels) -> (n, h / f, w / f, 2 z_channels), or z_channels without double_z;
-    f is 2 ** (levels - 1). `resolution` only says at which level attn_resolutions lie.
+    f is 2 ** (levels - 1). `resolution` only says at which level attn_resolutions lie. out_ch,
+    give_pre_end and tanh_out are the Decoder's: one config serves both.
     """
 
     def __init__(
@@ -169,6 +172,8 @@ class Encoder(nnx.Module):
         double_z: bool = True,
         use_linear_attn: bool = False,
         attn_type: str = 'vanilla',
+        give_pre_end: bool = False,
+        tanh_out: bool = False,
         attention: str = 'auto',
         dtype: Any = jnp.float32,
         rngs: Keys,
@@ -247,6 +252,9 @@ class Decoder(nnx.Module):
             kind = attention_block('linear' if use_linear_attn else attn_type)
             if kind is not None:
                 attend_at = lambda c: kind(c, attention=attention, **options)
+        # sgm doubles the lowest resolution on the way up: with an odd one it isn't the encoder's.
+        self.factor = 2 ** (len(ch_mult) - 1)
+        lowest = resolution // self.factor
         channels = ch * ch_mult[-1]
         self.conv_in = conv(z_channels, channels, **options)
         self.mid = Middle(channels, res_block, attend_at)
@@ -256,7 +264,7 @@ class Decoder(nnx.Module):
             for _ in range(num_res_blocks + 1):
                 blocks.append(res_block(channels, ch * mult))
                 channels = ch * mult
-                if resolution // 2**level in attn_resolutions and attend_at:
+                if lowest * self.factor // 2**level in attn_resolutions and attend_at:
                     attentions.append(attend_at(channels))
             up = Upsample(channels, resamp_with_conv, **options) if level else None
             levels.insert(0, Level(blocks, attentions, upsample=up))
@@ -280,32 +288,35 @@ class Autoencoder(nnx.Module):
     """An encoder and a decoder as a first stage. Follows sgm's AutoencodingEngine.
 
     With an `embed_dim` it has the two 1x1 convolutions of sgm's AutoencoderKL (quant_conv before the
-    moments, post_quant_conv before the decoder).
+    moments, or, without double_z, before embed_dim channels; post_quant_conv before the decoder).
+    Without an encoder (files of SV3D) encoding leaves everything as it is.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | None,
         decoder: nnx.Module,
         *,
         embed_dim: int | None = None,
         z_channels: int | None = None,
+        double_z: bool = True,
         dtype: Any = jnp.float32,
         rngs: Keys,
     ):
         self.encoder, self.decoder = encoder, decoder
         one = lambda i, o: conv(i, o, 1, dtype=dtype, rngs=rngs) if embed_dim else None
-        self.quant_conv = one(2 * (z_channels or 0), 2 * (embed_dim or 0))
+        moments = 2 if double_z else 1
+        self.quant_conv = one(moments * (z_channels or 0), moments * (embed_dim or 0))
         self.post_quant_conv = one(embed_dim, z_channels)
 
     @property
     def factor(self) -> int:
         """Pixels per latent, along one side."""
-        return self.encoder.factor
+        return self.decoder.factor
 
     def encode(self, x: jax.Array) -> jax.Array:
         """(n, h, w, 3) in [-1, 1] to moments (n, h / f, w / f, 2 z): mean and log-variance."""
-        h = self.encoder(x)
+        h = x if self.encoder is None else self.encoder(x)
         return h if self.quant_conv is None else self.quant_conv(h).astype(jnp.float32)
 
     def decode(self, z: jax.Array, *, num_frames: int | None = None) -> jax.Array:

@@ -14,6 +14,17 @@ from sgm_jax.networks.layers import Keys, conv, layer_norm, linear
 
 # The models that sgm names, with open_clip's values.
 ARCHITECTURES = {
+    'ViT-L-14': {
+        'embed_dim': 768,
+        'vision_cfg': {'image_size': 224, 'layers': 24, 'width': 1024, 'patch_size': 14},
+        'text_cfg': {
+            'context_length': 77,
+            'vocab_size': 49408,
+            'width': 768,
+            'heads': 12,
+            'layers': 12,
+        },
+    },
     'ViT-H-14': {
         'embed_dim': 1024,
         'vision_cfg': {
@@ -29,6 +40,24 @@ ARCHITECTURES = {
             'width': 1024,
             'heads': 16,
             'layers': 24,
+        },
+    },
+    'ViT-bigG-14': {
+        'embed_dim': 1280,
+        'vision_cfg': {
+            'image_size': 224,
+            'layers': 48,
+            'width': 1664,
+            'head_width': 104,
+            'mlp_ratio': 4.9231,
+            'patch_size': 14,
+        },
+        'text_cfg': {
+            'context_length': 77,
+            'vocab_size': 49408,
+            'width': 1280,
+            'heads': 20,
+            'layers': 32,
         },
     },
 }
@@ -138,14 +167,24 @@ class VisionTransformer(nnx.Module):
         self.image_size, self.dtype = image_size, dtype
 
     def __call__(self, images: jax.Array) -> jax.Array:
+        return self._project(self.ln_post(self._features(images)[:, 0]))
+
+    def with_tokens(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The embeddings, and the patches' tokens (n, patches, width), normed but not projected."""
+        x = self.ln_post(self._features(images))
+        return self._project(x[:, 0]), x[:, 1:].astype(jnp.float32)
+
+    def _project(self, x: jax.Array) -> jax.Array:
+        return x.astype(jnp.float32) @ self.proj[...]
+
+    def _features(self, images: jax.Array) -> jax.Array:
         x = self.conv1(images.astype(self.dtype))
         x = x.reshape(len(x), -1, x.shape[-1])
         first = jnp.broadcast_to(
             self.class_embedding[...].astype(x.dtype), (len(x), 1, x.shape[-1])
         )
         x = jnp.concatenate([first, x], 1) + self.positional_embedding[...].astype(x.dtype)
-        x = self.transformer(self.ln_pre(x))
-        return self.ln_post(x[:, 0]).astype(jnp.float32) @ self.proj[...]
+        return self.transformer(self.ln_pre(x))
 
 
 class OpenCLIP(nnx.Module):
@@ -190,33 +229,32 @@ class OpenCLIP(nnx.Module):
         return self.visual(clip_preprocess(images, self.visual.image_size))
 
 
-def clip_preprocess(images: jax.Array, size: int) -> jax.Array:
+def clip_preprocess(images: jax.Array, size: int, *, antialias: bool = True) -> jax.Array:
     """Images (n, h, w, 3) in [-1, 1] as CLIP takes them: (n, size, size, 3), normalised.
 
     Follows sgm's FrozenOpenCLIPImageEmbedder.preprocess.
     """
-    images = (resize_antialiased(images, size) + 1.0) / 2.0
+    images = (resize_antialiased(images, size, antialias=antialias) + 1.0) / 2.0
     return (images - jnp.asarray(CLIP_MEAN)) / jnp.asarray(CLIP_STD)
 
 
-def resize_antialiased(images: jax.Array, size: int) -> jax.Array:
-    """kornia.geometry.resize(bicubic, align_corners=True, antialias=True) to size x size.
+def resize_antialiased(images: jax.Array, size: int, *, antialias: bool = True) -> jax.Array:
+    """kornia.geometry.resize(bicubic, align_corners=True, antialias) to size x size.
 
     Blur and resampling are linear and act on one axis at a time, so each axis is one matrix.
     """
     height, width = images.shape[1:3]
-    rows, columns = _axis_matrix(height, size, width), _axis_matrix(width, size, height)
+    # kornia blurs both axes as soon as one of them shrinks.
+    blur = antialias and max(height, width) > size
+    rows, columns = _axis_matrix(height, size, blur), _axis_matrix(width, size, blur)
     precise = jax.lax.Precision.HIGHEST
     x = jnp.einsum('yh,nhwc->nywc', rows, images.astype(jnp.float32), precision=precise)
     return jnp.einsum('xw,nywc->nyxc', columns, x, precision=precise)
 
 
-def _axis_matrix(n: int, size: int, other: int) -> np.ndarray:
+def _axis_matrix(n: int, size: int, blur: bool) -> np.ndarray:
     matrix = _bicubic(n, size)
-    # kornia blurs both axes as soon as one of them shrinks.
-    if max(n, other) > size:
-        matrix = matrix @ _blur(n, size)
-    return matrix.astype(np.float32)
+    return (matrix @ _blur(n, size) if blur else matrix).astype(np.float32)
 
 
 def _bicubic(n: int, size: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Dtype = Any
@@ -58,17 +59,21 @@ def conv(
     padding: Any = None,
     bias: bool = True,
     zero: bool = False,
+    dims: int = 2,
     dtype: Dtype,
     rngs: Keys,
 ) -> nnx.Conv:
-    """A 2-D convolution on (n, h, w, c), padded by half a kernel unless `padding` says otherwise."""
+    """A convolution on (n, h, w, c), padded by half a kernel unless `padding` says otherwise.
+
+    With `dims` 1 or 3 it works on (n, l, c) or (n, d, h, w, c); a stride leaves the depth d alone.
+    """
     half = kernel // 2
     return nnx.Conv(
         inputs,
         outputs,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=((half, half), (half, half)) if padding is None else padding,
+        (kernel,) * dims,
+        strides=(1, stride, stride)[-dims:],
+        padding=((half, half),) * dims if padding is None else padding,
         use_bias=bias,
         kernel_init=nnx.initializers.zeros_init() if zero else torch_uniform,
         dtype=dtype,
@@ -166,7 +171,9 @@ def timestep_embedding(timesteps: jax.Array, dim: int, max_period: float = 10000
     Follows sgm.modules.diffusionmodules.util.timestep_embedding.
     """
     half = dim // 2
-    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    # A constant, from float64: an exp that is off by its last bit turns the angle of step 999 by 6e-5.
+    exponents = np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32)
+    frequencies = np.exp((exponents / np.float32(half)).astype(np.float64)).astype(np.float32)
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies
     embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
@@ -186,13 +193,21 @@ def fold(key: jax.Array | None, index: int) -> jax.Array | None:
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
-    """(n, h, w, c) to (n, 2h, 2w, c)."""
+    """(n, h, w, c) to (n, 2h, 2w, c); a depth before h stays, and (n, l, c) becomes (n, 2l, c)."""
+    if x.ndim != 4:
+        x = jnp.repeat(x, 2, axis=-2)
+        return x if x.ndim == 3 else jnp.repeat(x, 2, axis=-3)
     n, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c))
     return x.reshape(n, 2 * h, 2 * w, c)
 
 
 def downsample_mean(x: jax.Array) -> jax.Array:
-    """(n, h, w, c) to (n, h/2, w/2, c)."""
+    """(n, h, w, c) to (n, h/2, w/2, c); a depth before h stays, and (n, l, c) becomes (n, l/2, c)."""
+    if x.ndim != 4:
+        x = x.reshape(*x.shape[:-2], x.shape[-2] // 2, 2, x.shape[-1]).mean(-2)
+        if x.ndim == 3:
+            return x
+        return x.reshape(*x.shape[:-3], x.shape[-3] // 2, 2, *x.shape[-2:]).mean(-3)
     n, h, w, c = x.shape
     return x.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4))

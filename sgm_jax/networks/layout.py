@@ -81,20 +81,26 @@ class Plan:
     num_attention_blocks: Sequence[int] | None = None
     disable_middle_self_attn: bool = False
     disable_middle_transformer: bool = False
+    has_context: bool = True
 
     def layout(self) -> Layout:
         levels = len(self.channel_mult)
         res_blocks = self._per_level('num_res_blocks', self.num_res_blocks)
-        depths = self._per_level('transformer_depth', self.transformer_depth)
+        depths = self.transformer_depth
+        depths = [depths] * levels if isinstance(depths, int) else depths
+        self._check(res_blocks)
         if self.num_heads == -1 and self.num_head_channels == -1:
             raise ValueError('set num_heads or num_head_channels')
 
-        def block(level: int, index: int, inputs: int) -> list:
+        def block(level: int, index: int, inputs: int, no_self: bool) -> list:
             channels = self.channel_mult[level] * self.model_channels
             parts = [Res(inputs, channels)]
             wanted = self.num_attention_blocks is None or index < self.num_attention_blocks[level]
             if 2**level in self.attention_resolutions and wanted:
-                no_self = self.disable_self_attentions is not None
+                if level >= len(depths):
+                    raise ValueError(
+                        f'transformer_depth has {len(depths)} entries, and level {level} needs one'
+                    )
                 no_self = no_self and self.disable_self_attentions[level]
                 parts.append(self._attention(channels, depths[level], no_self))
             return parts
@@ -104,11 +110,13 @@ class Plan:
                 return Res(channels, channels, direction)
             return Resample(channels, direction)
 
+        no_self = self.disable_self_attentions is not None
         down = [(Conv(self.in_channels, self.model_channels),)]
         channels, skips = self.model_channels, [self.model_channels]
         for level in range(levels):
             for index in range(res_blocks[level]):
-                down.append(tuple(block(level, index, channels)))
+                # On the way down, sgm heeds the switch only where there is a context to attend to.
+                down.append(tuple(block(level, index, channels, no_self and self.has_context)))
                 channels = self.channel_mult[level] * self.model_channels
                 skips.append(channels)
             if level != levels - 1:
@@ -125,12 +133,25 @@ class Plan:
         up = []
         for level in reversed(range(levels)):
             for index in range(res_blocks[level] + 1):
-                parts = block(level, index, channels + skips.pop())
+                parts = block(level, index, channels + skips.pop(), no_self)
                 channels = self.channel_mult[level] * self.model_channels
                 if level and index == res_blocks[level]:
                     parts.append(resample(channels, 'up'))
                 up.append(tuple(parts))
         return Layout(tuple(down), middle, tuple(up), channels, 2 ** (levels - 1))
+
+    def _check(self, res_blocks: Sequence[int]) -> None:
+        for name in ('disable_self_attentions', 'num_attention_blocks'):
+            if getattr(self, name) is not None:
+                self._per_level(name, getattr(self, name))
+        for level, (wanted, there) in enumerate(
+            zip(self.num_attention_blocks or (), res_blocks, strict=False)
+        ):
+            if wanted > there:
+                raise ValueError(
+                    f'num_attention_blocks asks for {wanted} at level {level}, which has '
+                    f'{there} num_res_blocks'
+                )
 
     def _per_level(self, name: str, value: int | Sequence[int]) -> Sequence[int]:
         if isinstance(value, int):

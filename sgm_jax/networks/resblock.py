@@ -25,8 +25,9 @@ RESAMPLE = {'none': lambda x: x, 'up': upsample_nearest, 'down': downsample_mean
 class Upsample(nnx.Module):
     """Doubles height and width, then convolves if asked. Follows sgm's Upsample."""
 
-    def __init__(self, channels: int, use_conv: bool, *, dtype: Any, rngs: Keys):
-        self.conv = conv(channels, channels, dtype=dtype, rngs=rngs) if use_conv else None
+    def __init__(self, channels: int, use_conv: bool, *, dims: int = 2, dtype: Any, rngs: Keys):
+        options = dict(dims=dims, dtype=dtype, rngs=rngs)
+        self.conv = conv(channels, channels, **options) if use_conv else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = upsample_nearest(x)
@@ -36,8 +37,9 @@ class Upsample(nnx.Module):
 class Downsample(nnx.Module):
     """Halves height and width by a convolution of stride 2 or by the mean. Follows sgm's Downsample."""
 
-    def __init__(self, channels: int, use_conv: bool, *, dtype: Any, rngs: Keys):
-        self.op = conv(channels, channels, stride=2, dtype=dtype, rngs=rngs) if use_conv else None
+    def __init__(self, channels: int, use_conv: bool, *, dims: int = 2, dtype: Any, rngs: Keys):
+        options = dict(stride=2, dims=dims, dtype=dtype, rngs=rngs)
+        self.op = conv(channels, channels, **options) if use_conv else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return downsample_mean(x) if self.op is None else self.op(x)
@@ -46,7 +48,8 @@ class Downsample(nnx.Module):
 class ResBlock(nnx.Module):
     """Norm, SiLU, convolution, twice, with the embedding added (or scaling and shifting) in between.
 
-    On images by default; with a `time_kernel` of three sizes, on video. Follows sgm's ResBlock.
+    On images by default; with a `time_kernel` of three sizes, on video; with `dims` 1 or 3, on lines
+    (n, l, c) or volumes (n, d, h, w, c). Follows sgm's ResBlock.
 
     Calls: x (n, h, w, c), emb (n, e) -> (n, h', w', c'); or x (b, t, h, w, c), emb (b, t, e).
     Without emb_channels there is no embedding (the temporal decoder's blocks).
@@ -62,12 +65,13 @@ class ResBlock(nnx.Module):
         use_scale_shift_norm: bool = False,
         resample: str = 'none',
         time_kernel: Sequence[int] | None = None,
+        dims: int = 2,
         dtype: Any,
         rngs: Keys,
     ):
         out_channels = out_channels or channels
         convolve = lambda i, o, zero=False: (
-            conv(i, o, zero=zero, dtype=dtype, rngs=rngs)
+            conv(i, o, zero=zero, dims=dims, dtype=dtype, rngs=rngs)
             if time_kernel is None
             else Conv3D(i, o, time_kernel, zero=zero, dtype=dtype, rngs=rngs)
         )
@@ -78,7 +82,7 @@ class ResBlock(nnx.Module):
         self.out_norm = GroupNorm(out_channels)
         self.out_conv = convolve(out_channels, out_channels, zero=True)
         self.skip = (
-            conv(channels, out_channels, 1, dtype=dtype, rngs=rngs)
+            conv(channels, out_channels, 1, dims=dims, dtype=dtype, rngs=rngs)
             if out_channels != channels
             else None
         )
@@ -90,7 +94,8 @@ class ResBlock(nnx.Module):
         x = resample(x)
         if self.emb is not None:
             e = self.emb(nnx.silu(emb))
-            e = e.reshape(*e.shape[:-1], 1, 1, e.shape[-1]).astype(h.dtype)
+            ones = (1,) * (h.ndim - e.ndim)
+            e = e.reshape(*e.shape[:-1], *ones, e.shape[-1]).astype(h.dtype)
             if self.scale_shift:
                 scale, shift = jnp.split(e, 2, -1)
                 h = self.out_norm(h) * (1 + scale) + shift

@@ -1,6 +1,7 @@
 """Transformers over the pixels of a feature map, and over pixels and frames of a video's."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,10 +23,25 @@ from sgm_jax.networks.layers import (
 )
 
 
+def context_dims(context_dim: int | Sequence[int] | None, depth: int) -> Sequence[int | None]:
+    """The context_dim of each of `depth` blocks, from one for all of them or one for each."""
+    if not isinstance(context_dim, Sequence):
+        return [context_dim] * depth
+    if len(context_dim) == depth:
+        return context_dim
+    if len(set(context_dim)) != 1:
+        raise ValueError(
+            f'context_dim {list(context_dim)} has {len(context_dim)} different entries for a '
+            f'transformer_depth of {depth}; give one for each block, or the same for all'
+        )
+    return [context_dim[0]] * depth
+
+
 class SpatialTransformer(nnx.Module):
     """Transformer blocks over the pixels of x, with a residual. Follows sgm's SpatialTransformer.
 
-    Calls: x (n, h, w, c), context (n, m, context_dim) -> (n, h, w, c).
+    Calls: x (n, h, w, c), context (n, m, context_dim), or a list of one for each block
+    -> (n, h, w, c).
     """
 
     def __init__(
@@ -35,7 +51,7 @@ class SpatialTransformer(nnx.Module):
         heads: int,
         dim_head: int,
         depth: int = 1,
-        context_dim: int | None = None,
+        context_dim: int | Sequence[int] | None = None,
         use_linear: bool = False,
         disable_self_attn: bool = False,
         dropout: float = 0.0,
@@ -53,22 +69,24 @@ class SpatialTransformer(nnx.Module):
                 inner,
                 heads=heads,
                 dim_head=dim_head,
-                context_dim=context_dim,
+                context_dim=block_dim,
                 disable_self_attn=disable_self_attn,
                 dropout=dropout,
                 attention=attention,
                 dtype=dtype,
                 rngs=rngs,
             )
-            for _ in range(depth)
+            for block_dim in context_dims(context_dim, depth)
         )
         self.proj_out = project(inner, channels, *size, zero=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, context=None, *, key=None):
         h = self.proj_in(self.norm(x))
         tokens = h.reshape(len(h), -1, h.shape[-1])
+        contexts = context if isinstance(context, (list, tuple)) else [context]
         for i, block in enumerate(self.transformer_blocks):
-            tokens = block(tokens, context, key=fold(key, i))
+            own = contexts[i] if len(contexts) > 1 else contexts[0]
+            tokens = block(tokens, own, key=fold(key, i))
         return x + self.proj_out(tokens.reshape(h.shape))
 
 
@@ -184,13 +202,12 @@ class SpatialVideoTransformer(nnx.Module):
         heads: int,
         dim_head: int,
         depth: int = 1,
-        context_dim: int | None = None,
+        context_dim: int | Sequence[int] | None = None,
         time_context_dim: int | None = None,
         use_linear: bool = False,
         use_spatial_context: bool = False,
         merge_strategy: str = 'fixed',
         merge_factor: float = 0.5,
-        ff_in: bool = False,
         disable_self_attn: bool = False,
         disable_temporal_crossattention: bool = False,
         max_time_embed_period: float = 10000.0,
@@ -212,13 +229,17 @@ class SpatialVideoTransformer(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
+        if use_spatial_context:
+            several = isinstance(context_dim, Sequence)
+            time_context_dim = context_dim[0] if several else context_dim
         self.time_stack = nnx.List(
             VideoTransformerBlock(
                 heads * dim_head,
                 heads=heads,
                 dim_head=dim_head,
-                context_dim=context_dim if use_spatial_context else time_context_dim,
-                ff_in=ff_in,
+                context_dim=time_context_dim,
+                # sgm names the inner width here, and thereby has these layers whatever it is told.
+                ff_in=True,
                 disable_self_attn=disable_self_attn,
                 disable_cross_attn=disable_temporal_crossattention,
                 dropout=dropout,

@@ -62,23 +62,25 @@ def build_blocks(
     res_block: Callable[[layout.Res], nnx.Module],
     transformer: Callable[[layout.Attention], nnx.Module],
     conv_resample: bool,
+    dims: int,
     dtype: Any,
     rngs: Keys,
 ) -> nnx.List:
     """Modules for a part of a layout."""
+    options = dict(dims=dims, dtype=dtype, rngs=rngs)
 
     def build(part):
         match part:
             case layout.Conv():
-                return conv(part.inputs, part.outputs, dtype=dtype, rngs=rngs)
+                return conv(part.inputs, part.outputs, **options)
             case layout.Res():
                 return res_block(part)
             case layout.Attention():
                 return transformer(part)
             case layout.Resample(direction='up'):
-                return Upsample(part.channels, conv_resample, dtype=dtype, rngs=rngs)
+                return Upsample(part.channels, conv_resample, **options)
             case layout.Resample():
-                return Downsample(part.channels, conv_resample, dtype=dtype, rngs=rngs)
+                return Downsample(part.channels, conv_resample, **options)
             case layout.Nothing():
                 return Identity()
 
@@ -98,6 +100,7 @@ class Frame(nnx.Module):
         conv_resample: bool,
         res_block: Callable,
         transformer: Callable,
+        dims: int = 2,
         dtype: Any,
         rngs: Keys,
     ):
@@ -116,6 +119,7 @@ class Frame(nnx.Module):
             res_block=res_block,
             transformer=transformer,
             conv_resample=conv_resample,
+            dims=dims,
             dtype=dtype,
             rngs=rngs,
         )
@@ -123,9 +127,11 @@ class Frame(nnx.Module):
         self.middle_block = build_blocks([plans.middle], **options)[0]
         self.output_blocks = build_blocks(plans.up, **options)
         self.out_norm = GroupNorm(plans.out_channels)
-        self.out_conv = conv(plan.model_channels, out_channels, zero=True, dtype=dtype, rngs=rngs)
+        self.out_conv = conv(
+            plan.model_channels, out_channels, zero=True, dims=dims, dtype=dtype, rngs=rngs
+        )
         self.in_channels, self.model_channels = plan.in_channels, plan.model_channels
-        self.factor, self.dtype = plans.factor, dtype
+        self.factor, self.dims, self.dtype = plans.factor, dims, dtype
 
     def embed(self, timesteps: jax.Array, y: jax.Array | None) -> jax.Array:
         """(n,) noise levels and the vector, if there is one, to (n, 4 * model_channels)."""
@@ -145,6 +151,8 @@ class Frame(nnx.Module):
 
     def run(self, x: jax.Array, apply: Callable, key: jax.Array | None) -> jax.Array:
         """Down, middle and up, with `apply(layer, h, key)` for each layer that takes conditioning."""
+        if x.ndim != self.dims + 2:
+            raise ValueError(f'the U-Net takes {self.dims + 2} axes (n, ..., c), got {x.shape}')
         check_size(x, self.in_channels, self.factor)
         count = 0
 
@@ -172,14 +180,14 @@ class Frame(nnx.Module):
 
 def check_size(x: jax.Array, channels: int, factor: int) -> None:
     """Raises a ValueError that says which size would do."""
-    height, width = x.shape[1:3]
+    size = x.shape[1:-1][-2:]
     if x.shape[-1] != channels:
         raise ValueError(f'the U-Net takes {channels} channels, got {x.shape[-1]} in {x.shape}')
-    if height % factor or width % factor:
-        near = lambda n: max(factor, round(n / factor) * factor)
+    if any(n % factor for n in size):
+        near = [max(factor, round(n / factor) * factor) for n in size]
         raise ValueError(
-            f'the U-Net needs a height and width divisible by {factor}, got {height}x{width}; '
-            f'use {near(height)}x{near(width)}'
+            f'the U-Net needs a height and width divisible by {factor}, got '
+            f'{"x".join(map(str, size))}; use {"x".join(map(str, near))}'
         )
 
 
@@ -190,7 +198,8 @@ class UNetModel(nnx.Module):
       per level), attention_resolutions (downsampling factors with a transformer), channel_mult (one
       per level), num_classes (how y enters: a number of classes, 'sequential' with adm_in_channels,
       'continuous', 'timestep', or None), num_heads or num_head_channels, transformer_depth (one or one
-      per level), context_dim, and the switches of the same names.
+      per level), context_dim (one, or one for each block of a transformer: then a list of contexts),
+      dims (1 or 3: lines or volumes, without attention), and the switches of the same names.
       use_checkpoint: compute each block again in the backward pass instead of keeping its inside.
       attention: an implementation of sgm_jax.networks.attention.attend.
       dtype: what it computes in; parameters are float32.
@@ -224,6 +233,7 @@ class UNetModel(nnx.Module):
         disable_middle_transformer: bool = False,
         use_linear_in_transformer: bool = False,
         adm_in_channels: int | None = None,
+        dims: int = 2,
         attention: str = 'auto',
         dtype: Any = jnp.float32,
         rngs: Keys,
@@ -242,11 +252,10 @@ class UNetModel(nnx.Module):
             num_attention_blocks=num_attention_blocks,
             disable_middle_self_attn=disable_middle_self_attn,
             disable_middle_transformer=disable_middle_transformer,
+            has_context=context_dim is not None,
         )
-        if isinstance(context_dim, Sequence):
-            if len(set(context_dim)) != 1:
-                raise ValueError(f'one context_dim for all blocks, got {list(context_dim)}')
-            context_dim = context_dim[0]
+        if dims not in (1, 2, 3):
+            raise ValueError(f'dims is 1, 2 or 3, got {dims}')
 
         def res_block(part: layout.Res) -> ResBlock:
             return ResBlock(
@@ -256,11 +265,17 @@ class UNetModel(nnx.Module):
                 resample=part.resample,
                 dropout=dropout,
                 use_scale_shift_norm=use_scale_shift_norm,
+                dims=dims,
                 dtype=dtype,
                 rngs=rngs,
             )
 
         def transformer(part: layout.Attention) -> SpatialTransformer:
+            if dims != 2:
+                raise ValueError(
+                    f'attention is for images: with dims={dims} set attention_resolutions to [] and '
+                    'disable_middle_transformer'
+                )
             return SpatialTransformer(
                 part.channels,
                 heads=part.heads,
@@ -282,6 +297,7 @@ class UNetModel(nnx.Module):
             conv_resample=conv_resample,
             res_block=res_block,
             transformer=transformer,
+            dims=dims,
             dtype=dtype,
             rngs=rngs,
         )
@@ -289,7 +305,7 @@ class UNetModel(nnx.Module):
 
     def __call__(self, x, timesteps, context=None, y=None, *, key=None):
         emb = self.frame.embed(timesteps, y)
-        context = None if context is None else context.astype(self.frame.dtype)
+        context = jax.tree.map(lambda c: c.astype(self.frame.dtype), context)
 
         def apply(layer, h, emb, context, key):
             if isinstance(layer, ResBlock):

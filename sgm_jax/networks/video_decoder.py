@@ -103,6 +103,7 @@ class VideoDecoder(nnx.Module):
 
     Args: the Decoder's, video_kernel_size, alpha and merge_strategy ('learned' or 'fixed') of the
       blends, and time_mode: where time is mixed, 'all', 'conv-only' (as published) or 'attn-only'.
+      sgm itself cannot build the modes with attention; here they do what its parts say.
 
     Calls: z (b*t, h, w, z_channels), num_frames t -> (b*t, f h, f w, out_ch).
     """
@@ -123,6 +124,15 @@ class VideoDecoder(nnx.Module):
         modes = ('all', 'conv-only', 'attn-only')
         if time_mode not in modes:
             raise ValueError(f'unknown time_mode {time_mode!r}; choose one of: {", ".join(modes)}')
+        if merge_strategy not in ('learned', 'fixed'):
+            raise ValueError(
+                f'unknown merge_strategy {merge_strategy!r}; choose one of: learned, fixed'
+            )
+        kind = 'linear' if decoder.get('use_linear_attn') else decoder.get('attn_type', 'vanilla')
+        if time_mode != 'conv-only' and kind not in ('vanilla', 'vanilla-xformers'):
+            raise ValueError(
+                f'time_mode {time_mode!r} needs attn_type vanilla or vanilla-xformers, got {kind!r}'
+            )
         if isinstance(video_kernel_size, int):
             video_kernel_size = (video_kernel_size,) * 3
         kernel = tuple(video_kernel_size)
@@ -141,6 +151,11 @@ class VideoDecoder(nnx.Module):
                 c, attention=attention, **merge, **options
             )
         self.decoder = Decoder(attention=attention, dropout=dropout, **decoder, **parts, **options)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along one side."""
+        return self.decoder.factor
 
     def __call__(self, z: jax.Array, *, num_frames: int) -> jax.Array:
         if len(z) % num_frames:

@@ -19,9 +19,9 @@ class VideoUNet(nnx.Module):
 
     Args: as UNetModel, and sgm's keywords for time: merge_strategy ('fixed', 'learned',
       'learned_with_images') and merge_factor of the blend of space and time, video_kernel_size (one
-      number, or (time, height, width)), extra_ff_mix_layer, use_spatial_context (the frames' attention
-      sees the first frame's context) or time_context_dim, disable_temporal_crossattention,
-      max_ddpm_temb_period.
+      number, or (time, height, width)), use_spatial_context (the frames' attention sees the first
+      frame's context) or time_context_dim, disable_temporal_crossattention, max_ddpm_temb_period.
+      extra_ff_mix_layer changes nothing: sgm has those layers either way. dims is 2.
 
     Calls: x (b*t, h, w, in_channels), timesteps (b*t,), context (b*t, m, context_dim),
     y (b*t, adm_in_channels), num_frames t, image_only_indicator (b, t; ones where a frame is a still
@@ -47,7 +47,7 @@ class VideoUNet(nnx.Module):
         resblock_updown: bool = False,
         transformer_depth: int | Sequence[int] = 1,
         transformer_depth_middle: int | None = None,
-        context_dim: int | None = None,
+        context_dim: int | Sequence[int] | None = None,
         time_context_dim: int | None = None,
         extra_ff_mix_layer: bool = False,
         use_spatial_context: bool = False,
@@ -58,6 +58,7 @@ class VideoUNet(nnx.Module):
         adm_in_channels: int | None = None,
         disable_temporal_crossattention: bool = False,
         max_ddpm_temb_period: float = 10000.0,
+        dims: int = 2,
         attention: str = 'auto',
         dtype: Any = jnp.float32,
         rngs: Keys,
@@ -74,6 +75,8 @@ class VideoUNet(nnx.Module):
             transformer_depth_middle=transformer_depth_middle,
             resblock_updown=resblock_updown,
         )
+        if dims != 2:
+            raise ValueError(f'a video is frames of dims 2, got {dims}')
         if isinstance(video_kernel_size, int):
             video_kernel_size = (video_kernel_size,) * 3
         merge = dict(merge_strategy=merge_strategy, merge_factor=merge_factor)
@@ -102,7 +105,6 @@ class VideoUNet(nnx.Module):
                 time_context_dim=time_context_dim,
                 use_linear=use_linear_in_transformer,
                 use_spatial_context=use_spatial_context,
-                ff_in=extra_ff_mix_layer,
                 disable_temporal_crossattention=disable_temporal_crossattention,
                 max_time_embed_period=max_ddpm_temb_period,
                 dropout=dropout,
@@ -140,6 +142,8 @@ class VideoUNet(nnx.Module):
         if len(x) % num_frames:
             raise ValueError(f'{len(x)} frames do not divide into clips of {num_frames}')
         emb = self.frame.embed(timesteps, y)
+        if image_only_indicator is not None:
+            image_only_indicator = jnp.atleast_2d(image_only_indicator)
         cast = lambda c: None if c is None else c.astype(self.frame.dtype)
 
         def apply(layer, h, emb, context, time_context, indicator, key):
