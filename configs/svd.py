@@ -127,7 +127,7 @@ def _network() -> dict:
         'merge_strategy': 'learned_with_images',
         'video_kernel_size': (3, 1, 1),
         'use_checkpoint': True,
-        'dtype': 'bfloat16',
+        'dtype': 'auto',  # bfloat16 on accelerators
         'attention': 'auto',
     }
 
@@ -213,7 +213,6 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
         adm_in_channels=96,
         context_dim=width,
         use_checkpoint=False,
-        dtype='float32',
     )
     small = {
         'z_channels': 4,

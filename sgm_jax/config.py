@@ -5,13 +5,33 @@ name stands for: `build(SAMPLERS, {'name': 'euler_edm', 's_churn': 1.0}, where='
 """
 
 import difflib
+import importlib.util
 import inspect
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
 
 from sgm_jax.errors import UserError
+
+
+def load_config(name: str) -> ml_collections.ConfigDict:
+    """The config of 'FILE.py' or 'FILE.py:VARIANT': what its get_config returns.
+
+    Raises:
+      UserError: there is no such file, or it has no such variant.
+    """
+    file, _, variant = name.partition(':')
+    path = pathlib.Path(file).expanduser()
+    if not path.is_file():
+        found = sorted(p.name for p in path.parent.glob('*.py'))
+        there = f'{path.parent} has: {", ".join(found)}' if found else 'an example: configs/svd.py'
+        raise UserError(f'there is no config file {file}; {there}')
+    spec = importlib.util.spec_from_file_location('config_file', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
 
 
 def plain(node: Any) -> Any:
@@ -67,6 +87,5 @@ def check_keys(keys: Iterable[str], known: Iterable[str], *, where: str) -> None
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f'did you mean {near[0]!r}? ' if near else ''
-            raise UserError(
-                f'{where}: unknown key {key!r}; {hint}known keys: {", ".join(sorted(known))}'
-            )
+            there = f'known keys: {", ".join(sorted(known))}' if known else 'it takes none'
+            raise UserError(f'{where}: unknown key {key!r}; {hint}{there}')

@@ -7,14 +7,16 @@ frame rate needs no special case. Decoding uses one thread per call: the pipelin
 import contextlib
 import dataclasses
 import fractions
+import logging
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 
 import av
 import numpy as np
-from absl import logging
 from av.video.reformatter import VideoReformatter
+
+LOG = logging.getLogger(__name__)
 
 # A read that takes longer (a dead network mount) is an error, not a hang.
 TIMEOUT_SECONDS = 30.0
@@ -61,7 +63,7 @@ def index_videos(
         for found in pool.map(_info_or_error, paths):
             if isinstance(found, UnreadableVideoError):
                 skipped[found.path] = found.reason
-                logging.warning('skipping a video: %s', found)
+                LOG.warning('skipping a video: %s', found)
             else:
                 infos.append(found)
     return infos, skipped

@@ -4,18 +4,20 @@ What is in a record: `sgm_jax.data.records`.
 """
 
 import collections
+import logging
 import math
 import threading
 from typing import Protocol
 
 import numpy as np
-from absl import logging
 
 from sgm_jax.data import clips, files
 from sgm_jax.data.framing import Framing
 from sgm_jax.data.records import rate_range, video_record
 from sgm_jax.data.synthetic import SyntheticVideo
 from sgm_jax.errors import UserError
+
+LOG = logging.getLogger(__name__)
 
 SPLITS = ('train', 'held_out')
 # Windows tried for one record before the data are called broken.
@@ -195,7 +197,7 @@ class VideoClips:
                 f'{self.frame_rates[1]} per second'
             )
             self.skipped[info.path] = reason
-            logging.warning('skipping a video: %s: %s', info.path, reason)
+            LOG.warning('skipping a video: %s: %s', info.path, reason)
         self.infos = usable
 
     def _draw_times(
@@ -213,7 +215,7 @@ class VideoClips:
         with self._lock:
             self.failures[error.path] += 1
             if self.failures[error.path] == 1:
-                logging.warning('skipping windows of a damaged video: %s', error)
+                LOG.warning('skipping windows of a damaged video: %s', error)
 
 
 class _DecodedFiles:

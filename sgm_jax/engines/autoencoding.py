@@ -96,16 +96,42 @@ class AutoencodingEngine:
 
         return jit(reconstruct)
 
-    def latent_deviation(
-        self, params: PyTree, frozen: PyTree, batches: list[Mapping[str, jax.Array]]
-    ) -> float:
-        """The standard deviation of the latents of some batches; its inverse is a scale_factor."""
-        encode = jit(
+    def encode(self, params: PyTree, frozen: PyTree, images: jax.Array) -> jax.Array:
+        """Images (n, h, w, 3) in [-1, 1] to their likeliest latents."""
+        return self._encode(params, frozen, images)
+
+    @functools.cached_property
+    def _encode(self) -> Callable:
+        return jit(
             lambda params, frozen, x: DiagonalGaussian.of(
-                self.structure.merge(params, frozen).encode(_frames(x))
+                self.structure.merge(params, frozen).encode(x)
             ).mode()
         )
-        return float(np.std([np.asarray(encode(params, frozen, b['jpg'])) for b in batches]))
+
+    def decode(
+        self, params: PyTree, frozen: PyTree, z: jax.Array, *, chunk: int | None = None
+    ) -> jax.Array:
+        """Latents (n, h, w, c) to images, `chunk` at a time (all by default)."""
+        chunk = chunk or len(z)
+        parts = [
+            self._decode(params, frozen, z[start : start + chunk])
+            for start in range(0, len(z), chunk)
+        ]
+        return jnp.concatenate(parts)
+
+    @functools.cached_property
+    def _decode(self) -> Callable:
+        def decode(params, frozen, z):
+            model = self.structure.merge(params, frozen)
+            video = isinstance(model.decoder, VideoDecoder)
+            return model.decode(z, num_frames=len(z) if video else None)
+
+        return jit(decode)
+
+    @property
+    def factor(self) -> int:
+        """What height and width in pixels must be divisible by."""
+        return self.structure.module().factor
 
 
 def _frames(x: jax.Array) -> jax.Array:

@@ -144,6 +144,19 @@ class DiffusionEngine:
 
     # Sampling.
 
+    def with_frames(self, num_frames: int) -> 'DiffusionEngine':
+        """The same engine for clips of another length."""
+        if num_frames == self.task.num_frames:
+            return self
+        guider = self.sampling.guider
+        if hasattr(guider, 'num_frames'):
+            guider = dataclasses.replace(guider, num_frames=num_frames)
+        return dataclasses.replace(
+            self,
+            task=dataclasses.replace(self.task, num_frames=num_frames),
+            sampling=dataclasses.replace(self.sampling, guider=guider),
+        )
+
     def condition(
         self, params: PyTree, frozen: PyTree, batch: Batch
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:

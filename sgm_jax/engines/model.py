@@ -25,6 +25,7 @@ from sgm_jax.networks.unet import UNetModel
 from sgm_jax.networks.video_decoder import VideoDecoder
 from sgm_jax.networks.video_unet import VideoUNet
 
+DTYPES = ('float32', 'bfloat16', 'float16')
 NETWORKS = {'unet': UNetModel, 'video_unet': VideoUNet}
 
 
@@ -74,7 +75,7 @@ class DiffusionModel(nnx.Module):
     def condition(
         self, batch: Mapping[str, jax.Array], *, key=None, zero: Collection[str] = (), **video: int
     ) -> dict[str, jax.Array]:
-        """`GeneralConditioner.__call__`; frames without an encoder of their own go through the first stage."""
+        """`GeneralConditioner.__call__`; frames without an own encoder go through the first stage."""
         shared = {
             slot.input_key
             for embedder, slot in zip(
@@ -124,9 +125,16 @@ def build_first_stage(node: Mapping, keys: Keys) -> Autoencoder | None:
 
 
 def _typed(node: Mapping) -> dict:
-    """A dtype by name becomes one."""
+    """A dtype by name becomes one; 'auto' is bfloat16, but float32 on CPUs, which have no use for it."""
     node = plain(node)
-    return {**node, 'dtype': jnp.dtype(node['dtype'])} if 'dtype' in node else node
+    if 'dtype' not in node:
+        return node
+    name = node['dtype']
+    if name == 'auto':
+        name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    if name not in DTYPES:
+        raise UserError(f'unknown dtype {name!r}; choose one of: auto, {", ".join(DTYPES)}')
+    return {**node, 'dtype': jnp.dtype(name)}
 
 
 def _autoencoder_kl(*, embed_dim: int, ddconfig: Mapping, rngs: Keys) -> Autoencoder:

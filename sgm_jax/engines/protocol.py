@@ -39,3 +39,18 @@ class Engine(Protocol):
     ) -> dict[str, np.ndarray]:
         """What to look at: uint8 images (b, h, w, c) or videos (b, t, h, w, c), by name; on the host."""
         ...
+
+    def encode(self, params: PyTree, frozen: PyTree, images: jax.Array) -> jax.Array:
+        """Images (n, h, w, 3) in [-1, 1] to latents."""
+        ...
+
+    def decode(
+        self, params: PyTree, frozen: PyTree, z: jax.Array, *, chunk: int | None = None
+    ) -> jax.Array:
+        """Latents to images in about [-1, 1], `chunk` of them at a time."""
+        ...
+
+    @property
+    def factor(self) -> int:
+        """What height and width in pixels must be divisible by."""
+        ...

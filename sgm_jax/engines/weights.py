@@ -33,7 +33,7 @@ class Weights:
         """The trained tree of the checkpoint, or None."""
         if not self.checkpoint or self.from_scratch:
             return None
-        return self.structure.split(self._whole())[1]
+        return self._read(trained=True)
 
     def frozen(self) -> PyTree:
         """The frozen tree.
@@ -47,7 +47,7 @@ class Weights:
             found[FIRST_STAGE] = self._first_stage()
         missing = {part: tree for part, tree in wanted.items() if part not in found}
         if self.checkpoint and jax.tree.leaves(missing):
-            whole = self.structure.split(self._whole())[2]
+            whole = self._read(trained=False)
             return {part: found.get(part, whole[part]) for part in wanted}
         without_file = [part for part in missing if part in self._parts_with_weights()]
         if without_file:
@@ -60,16 +60,20 @@ class Weights:
         fresh = jax.jit(self.structure.init)(jax.random.key(0))[1]
         return {part: found.get(part, fresh[part]) for part in wanted}
 
-    def _whole(self) -> nnx.Module:
-        return checkpoint_files.read_model(self.checkpoint, self.structure.module())
+    def _read(self, *, trained: bool) -> PyTree:
+        # One half at a time: the other is not even read.
+        module = self.structure.module()
+        frozen = self.structure.abstract[2]
+        only = lambda path: _has(frozen, path) != trained
+        filled = checkpoint_files.read(self.checkpoint, module, only=only)
+        return self.structure.split(filled)[1 if trained else 2]
 
     def _first_stage(self) -> PyTree:
-        module = self.structure.module().first_stage
         path = self.first_stage_checkpoint
         if workdir_files.is_workdir(path):
-            wanted = self.structure.abstract[2][FIRST_STAGE]
-            return workdir_files.read_ema(path, wanted)
-        stage = checkpoint_files.read_part(path, module, 'first_stage_model.')
+            return workdir_files.read_ema(path, self.structure.abstract[2][FIRST_STAGE])
+        module = self.structure.module().first_stage
+        stage = checkpoint_files.read(path, module, prefix='first_stage_model.')
         return nnx.to_pure_dict(nnx.state(stage))
 
     def _parts_with_weights(self) -> set[str]:

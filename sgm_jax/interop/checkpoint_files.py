@@ -1,7 +1,7 @@
 """Published checkpoints as files: what is in them, and modules filled from them."""
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,25 +47,30 @@ class Safetensors(Mapping):
         return len(self._names)
 
 
-def read_model(path: str, module: nnx.Module) -> nnx.Module:
-    """An abstract module, filled with all of a file's weights.
+def read(
+    path: str,
+    module: nnx.Module,
+    *,
+    prefix: str = '',
+    only: Callable[[tuple], bool] = lambda path: True,
+) -> nnx.Module:
+    """An abstract module, filled with the weights of a file as `sgm.load` does.
+
+    Args:
+      path: a .safetensors file with sgm's names.
+      module: of nnx.eval_shape.
+      prefix: what the names of the module's weights begin with in the file.
+      only: which parameters, by path, are read; the others stay abstract.
 
     Raises:
       UserError: the file is missing or damaged, or lists what does not fit.
     """
-    return _filled(path, module, '')
-
-
-def read_part(path: str, module: nnx.Module, prefix: str) -> nnx.Module:
-    """An abstract module, filled with those weights of a file whose names begin with `prefix`."""
-    return _filled(path, module, prefix)
-
-
-def _filled(path: str, module: nnx.Module, prefix: str) -> nnx.Module:
     try:
-        return sgm.load(module, Safetensors(path), prefix=prefix)
+        return sgm.load(module, Safetensors(path), prefix=prefix, only=only)
+    except SafetensorError as error:
+        raise UserError(f'{path} is damaged ({error}); download it again') from error
     except UserError as error:
-        raise UserError(f'{path}: {error}') from error
+        raise error if path in str(error) else UserError(f'{path}: {error}') from error
 
 
 def write_model(path: str, module: nnx.Module) -> None:

@@ -4,7 +4,7 @@ A state dict maps PyTorch names to numpy arrays in PyTorch's layout. Names come 
 (names.py), layouts from one rule: a kernel's last two axes (in, out) come first and turned (out, in).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -92,14 +92,25 @@ def from_sgm(target: str, params: Mapping[str, Any], state_dict: Mapping[str, An
     return load(make(target, params), state_dict)
 
 
-def load(module: nnx.Module, state_dict: Mapping[str, Any], *, prefix: str = '') -> nnx.Module:
-    """Fills an (abstract) module from the names of a state dict that begin with `prefix`."""
+def load(
+    module: nnx.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    prefix: str = '',
+    only: Callable[[tuple], bool] = lambda path: True,
+) -> nnx.Module:
+    """Fills an (abstract) module from the names of a state dict that begin with `prefix`.
+
+    All names and shapes are checked; values are read for those paths that `only` holds for.
+    """
     wanted = {prefix + entry.name: entry for entry in entries(module)}
     check_names(
         {name: entry.shape for name, entry in wanted.items()},
         {name: _shape(state_dict, name) for name in state_dict if name.startswith(prefix)},
     )
     for name, entry in wanted.items():
+        if not only(entry.path):
+            continue
         array = inward(np.asarray(state_dict[name]), entry.turned)
         entry.variable.set_value(jnp.asarray(array, entry.variable.dtype))
     return module

@@ -1,52 +1,70 @@
-"""Checkpoints of training runs as seen from outside a run: a workdir's newest averaged weights."""
+"""Runs as seen from outside: a workdir's config, and the newest averaged weights in it."""
 
+import json
 import pathlib
 from typing import Any
 
 import jax
+import ml_collections
 from orbax.checkpoint import v1 as ocp
 
 from sgm_jax.errors import UserError
 
 PyTree = Any
-CHECKPOINTS = 'checkpoints'
-EMA = 'ema_params'
+CHECKPOINTS, CONFIG, EMA = 'checkpoints', 'config.json', 'ema_params'
 
 
 def is_workdir(path: str | pathlib.Path) -> bool:
     """Whether a path is a folder in which a run was started."""
-    return (pathlib.Path(path) / 'config.json').is_file()
+    return (pathlib.Path(path) / CONFIG).is_file()
 
 
-def read_ema(workdir: str | pathlib.Path, abstract: PyTree) -> PyTree:
+def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """The config that a run was started with."""
+    path = pathlib.Path(workdir) / CONFIG
+    try:
+        return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read ({error})') from error
+
+
+def _tuples(node: Any) -> Any:
+    # JSON has no tuples; configs have no lists.
+    if isinstance(node, dict):
+        return {key: _tuples(value) for key, value in node.items()}
+    return tuple(map(_tuples, node)) if isinstance(node, list) else node
+
+
+def latest_step(workdir: str | pathlib.Path) -> int | None:
+    """The step of the newest complete checkpoint."""
+    folder = pathlib.Path(workdir) / CHECKPOINTS
+    # Orbax gives a checkpoint its plain number when it is complete.
+    return max((int(p.name) for p in folder.glob('*') if p.name.isdigit()), default=None)
+
+
+def read_ema(workdir: str | pathlib.Path, wanted: PyTree) -> PyTree:
     """The averaged weights of a workdir's newest complete checkpoint.
 
     Args:
       workdir: the folder that train.py was given.
-      abstract: the tree of shapes, with shardings or without.
+      wanted: the tree of shapes; where they have no shardings, arrays go to the first device.
 
     Raises:
       UserError: there is no complete checkpoint, or its names and shapes are others.
     """
-    folder = pathlib.Path(workdir).resolve() / CHECKPOINTS
-    steps = (
-        sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit()) if folder.is_dir() else []
-    )
-    if not steps:
+    step = latest_step(workdir)
+    if step is None:
         raise UserError(
             f'{workdir} has no complete checkpoint yet; train longer, or name another workdir'
         )
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or place
-        ),
-        abstract,
-    )
+    folder = pathlib.Path(workdir).resolve() / CHECKPOINTS / str(step)
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or first)
     try:
-        return ocp.load_checkpointables(folder / str(steps[-1]), {EMA: wanted})[EMA]
-    except (ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
+        loaded = ocp.load_checkpointables(folder, {EMA: jax.tree.map(placed, wanted)})
+    except (ValueError, KeyError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f'the checkpoint {folder / str(steps[-1])} does not fit the model of this config ({first})'
+            f'the checkpoint {folder} does not fit the model of this config ({reason})'
         ) from error
+    return loaded[EMA]

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from sgm_jax.errors import UserError
 
+VIDEO_SUFFIXES = ('.mp4', '.gif', '.webp', '.png')
 # Visually lossless for H.264, and still a tenth of the size of lossless.
 CRF = 17
 _BT709 = 1  # of ITU-T H.273: primaries, transfer and matrix alike
@@ -107,15 +108,22 @@ def write_video(path: PathLike, frames: np.ndarray, fps: float, *, crf: int = CR
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise ValueError(f'frames must be uint8 (t, h, w, 3), got {frames.dtype} {frames.shape}')
+    check_video_suffix(path)
     encoders = {
         '.mp4': lambda: _encode_h264(frames, fps, crf),
         '.gif': lambda: _encode_gif(frames, fps),
         '.webp': lambda: _encode_webp(frames, fps),
         '.png': lambda: _encode_image(strip(frames), 'PNG'),
     }
-    if path.suffix.lower() not in encoders:
-        raise UserError(f'{path}: videos are written as {", ".join(encoders)}; change the suffix')
     _write_whole(path, encoders[path.suffix.lower()]())
+
+
+def check_video_suffix(path: PathLike) -> None:
+    """Raises a UserError that lists the suffixes, unless `path` has one of them."""
+    if pathlib.Path(path).suffix.lower() not in VIDEO_SUFFIXES:
+        raise UserError(
+            f'{path}: videos are written as {", ".join(VIDEO_SUFFIXES)}; change the suffix'
+        )
 
 
 def _encode_h264(frames: np.ndarray, fps: float, crf: int) -> bytes:

@@ -1,0 +1,84 @@
+"""What the command lines share: flags, configs, and a user's mistake in one line with exit code 2."""
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from sgm_jax.config import check_keys, load_config
+from sgm_jax.errors import UserError
+
+# Exit codes: a user's mistake; ctrl-C, as shells have it (128 + the signal's number).
+MISTAKE, INTERRUPTED = 2, 130
+
+
+def define_config(help_string: str) -> flags.FlagHolder:
+    """The flag --config FILE.py[:VARIANT], whose keys are flags too: --config.train.steps=100."""
+    return config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
+
+
+def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> None:
+    """Parses the flags, calls `main` and exits: 0 or what it returns, or 2 after one line on a mistake."""
+    show_messages()
+    try:
+        _parse(list(sys.argv if argv is None else argv))
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(MISTAKE)
+    except KeyboardInterrupt:
+        print('error: interrupted', file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def show_messages() -> None:
+    """Lets the project's own messages through to stderr, above any progress bar."""
+    logger = logging.getLogger('sgm_jax')
+    if not logger.handlers:
+        logger.addHandler(_AboveTheBar())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False  # TensorFlow gives the root a handler of its own
+
+
+class _AboveTheBar(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _parse(argv: list[str]) -> None:
+    app.define_help_flags()
+    flags.FLAGS.set_gnu_getopt(True)
+    name = _config_name(argv)
+    config = load_config(name) if name else None
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        if config is not None:
+            _check_overrides(argv, config)
+        raise UserError(f'{error}; --help lists the flags') from error
+    if rest:
+        raise UserError(f'unexpected argument {rest[0]!r}; options begin with --, see --help')
+
+
+def _config_name(argv: Sequence[str]) -> str | None:
+    for index, word in enumerate(argv):
+        name, equals, value = word.lstrip('-').partition('=')
+        if word.startswith('-') and name == 'config':
+            return value if equals else ''.join(argv[index + 1 : index + 2])
+    return None
+
+
+def _check_overrides(argv: Sequence[str], config: ml_collections.ConfigDict) -> None:
+    """Raises a UserError for the first --config.key that does not exist, with its neighbours."""
+    for word in argv:
+        match = re.match(r'--?(?:no)?config\.([^=]+)', word)
+        node, where = config, 'config'
+        for key in match.group(1).split('.') if match else ():
+            if isinstance(node, ml_collections.ConfigDict):
+                check_keys([key], node.keys(), where=where)
+                node, where = node[key], f'{where}.{key}'

@@ -1,0 +1,1 @@
+"""The training loop: state, optimizers, schedules, averages, checkpoints, logs."""

@@ -1,0 +1,274 @@
+"""The training loop."""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from sgm_jax.config import call, check_keys, plain
+from sgm_jax.data import pipeline
+from sgm_jax.engines import Engine
+from sgm_jax.engines import build as build_engine
+from sgm_jax.errors import UserError
+from sgm_jax.parallel import mesh as meshes
+from sgm_jax.training.checkpoints import Checkpoints
+from sgm_jax.training.logs import MAX_EXAMPLES, Logs
+from sgm_jax.training.optimizers import make_optimizer, make_schedule
+from sgm_jax.training.state import Average, TrainState, abstract
+from sgm_jax.training.step import make_init, make_step, start_from
+from sgm_jax.training.stop import StopRequest
+from sgm_jax.training.workdir import open_workdir
+
+LOG = logging.getLogger(__name__)
+
+PARTS = ('seed', 'model', 'data', 'optimizer', 'schedule', 'train', 'mesh', 'sample')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """`config.train`. Steps are batches; `accumulate` of them make one step of the optimizer.
+
+    Attributes:
+      batch_size: examples of a batch, over all devices.
+      steps: batches in all.
+      accumulate: batches per optimizer step.
+      clip_norm: the largest global gradient norm; 0 for any.
+      ema_decay: of the averaged parameters, at most.
+      log_every, image_every, checkpoint_every: in steps; image_every 0 logs no pictures.
+      keep: checkpoints that are kept.
+    """
+
+    batch_size: int
+    steps: int
+    accumulate: int = 1
+    clip_norm: float = 0.0
+    ema_decay: float = 0.9999
+    log_every: int = 50
+    image_every: int = 1000
+    checkpoint_every: int = 1000
+    keep: int = 3
+
+    def __post_init__(self):
+        for name in ('steps', 'log_every', 'checkpoint_every'):
+            if getattr(self, name) < 1:
+                raise UserError(f'train.{name} is {getattr(self, name)}; give 1 or more')
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f'train.ema_decay is {self.ema_decay}; give 0 or more, below 1')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended: after which step, with which last logged scalars, and whether it was asked to stop."""
+
+    step: int
+    scalars: Mapping[str, float]
+    stopped: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Setup:
+    """A run before its first step: everything that the config decides, and nothing computed yet."""
+
+    engine: Engine
+    options: Options
+    mesh: jax.sharding.Mesh
+    optimizer: Any
+    wanted: TrainState
+    step: Callable
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> 'Setup':
+        """Checks the config on the way.
+
+        Raises:
+          UserError: whatever in the config does not fit.
+        """
+        check_keys(config, PARTS, where='config')
+        options = call(Options, config.train, where='train')
+        mesh = meshes.make_mesh(plain(config.get('mesh', {'data': -1})))
+        meshes.check_batch(options.batch_size, mesh, options.accumulate)
+        engine = build_engine(config)
+        schedule = make_schedule(
+            config.get('schedule', {'name': 'constant'}),
+            peak=config.optimizer.learning_rate,
+            steps=math.ceil(options.steps / options.accumulate),
+        )
+        optimizer = make_optimizer(
+            config.optimizer,
+            schedule,
+            clip_norm=options.clip_norm,
+            accumulate=options.accumulate,
+        )
+        params = jax.eval_shape(engine.init, jax.random.key(0))
+        wanted = abstract(params, optimizer, mesh)
+        average = Average(limit=options.ema_decay, accumulate=options.accumulate)
+        return cls(
+            engine=engine,
+            options=options,
+            mesh=mesh,
+            optimizer=optimizer,
+            wanted=wanted,
+            step=make_step(engine, optimizer, average, schedule, wanted),
+        )
+
+    def first_state(self, key: jax.Array) -> TrainState:
+        """From the engine's checkpoint if it has one, else at random."""
+        params = self.engine.pretrained()
+        if params is not None:
+            return start_from(params, self.optimizer, self.wanted)
+        return make_init(self.engine, self.optimizer, self.wanted)(key)
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Result:
+    """Trains until `config.train.steps`, or goes on where the workdir's newest checkpoint is.
+
+    Raises:
+      UserError: the config, the workdir, the data or the checkpoint are not as they must be, or the
+        loss is no longer a finite number.
+    """
+    setup = Setup.from_config(config)
+    options, mesh = setup.options, setup.mesh
+    source = pipeline.make_source(config.data)
+    data = pipeline.make_iterator(
+        source,
+        batch_size=options.batch_size // jax.process_count(),
+        seed=config.seed,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )
+    workdir = open_workdir(workdir, config)
+    first = jax.process_index() == 0
+    LOG.info('%s', pipeline.describe(source))
+
+    whole = meshes.replicated(mesh)
+    key = jax.random.key(config.seed)
+    init_key, step_key, picture_key = (jax.device_put(k, whole) for k in jax.random.split(key, 3))
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir, keep=options.keep))
+        begin = checkpoints.latest
+        frozen = jax.device_put(setup.engine.init_frozen(init_key), whole)
+        if begin is None:
+            state, begin = setup.first_state(init_key), 0
+        else:
+            state = checkpoints.restore(begin, setup.wanted, data)
+            LOG.info('going on after step %d of %s', begin, workdir)
+        logs = stack.enter_context(Logs(workdir, enabled=first))
+        painter = _Painter(setup.engine, config, options, picture_key) if first else None
+        stop = stack.enter_context(StopRequest())
+        bar = stack.enter_context(
+            tqdm(total=options.steps, initial=begin, desc='train', unit='step', disable=not first)
+        )
+        window = _Window()
+        step = begin
+        while step < options.steps and not stop.wanted:
+            batch = window.timed('data_wait', lambda: meshes.put_batch(next(data), mesh))
+            state, scalars = setup.step(state, frozen, batch, step_key)
+            step += 1
+            window.add(scalars)
+            bar.update()
+            if step % options.log_every == 0 or step == options.steps:
+                values = window.close(options.batch_size)
+                bar.set_postfix_str(
+                    f'loss {values["loss"]:.4f}, {values["step_seconds"]:.2f} s/step'
+                )
+                logs.scalars(step, values)
+                _check_finite(values, step, checkpoints.latest)
+            if painter and options.image_every and step % options.image_every == 0:
+                logs.pictures(step, painter(state, frozen))
+                window.restart_clock()
+            if step % options.checkpoint_every == 0 and step < options.steps:
+                checkpoints.save(step, state, data)
+        if step > begin:
+            values = window.close(options.batch_size) or window.last
+            _check_finite(values, step, checkpoints.latest)
+            checkpoints.save(step, state, data)
+    return Result(step=step, scalars=window.last, stopped=step < options.steps)
+
+
+class _Window:
+    """The scalars since the last time they were logged; they stay on the devices until then."""
+
+    def __init__(self):
+        self.last: dict[str, float] = {}
+        self._scalars, self._seconds = [], collections.Counter()
+        self._start = time.perf_counter()
+
+    def timed(self, name: str, work: Callable[[], Any]) -> Any:
+        """The result of `work`, whose time counts under `name`."""
+        start = time.perf_counter()
+        result = work()
+        self._seconds[name] += time.perf_counter() - start
+        return result
+
+    def add(self, scalars: Mapping[str, jax.Array]) -> None:
+        # One step ahead at most: the bar tells the truth, and ctrl-C never waits for a queue of steps.
+        if self._scalars:
+            jax.block_until_ready(self._scalars[-1])
+        self._scalars.append(scalars)
+
+    def restart_clock(self) -> None:
+        """Leaves out what was not training."""
+        self._start = time.perf_counter()
+
+    def close(self, batch_size: int) -> dict[str, float]:
+        """Their means, and the times; empties the window. Nothing, if it is empty."""
+        if not self._scalars:
+            return {}
+        steps = len(self._scalars)
+        found = jax.device_get(self._scalars)
+        values = {k: float(np.mean([scalars[k] for scalars in found])) for k in found[0]}
+        seconds = (time.perf_counter() - self._start) / steps
+        values |= {
+            'step_seconds': seconds,
+            'examples_per_second': batch_size / seconds,
+            **{name: total / steps for name, total in self._seconds.items()},
+        }
+        self._scalars, self._seconds = [], collections.Counter()
+        self.restart_clock()
+        self.last = values
+        return values
+
+
+class _Painter:
+    """Draws the pictures of a step, always from the same held-out examples and noise."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: ml_collections.ConfigDict,
+        options: Options,
+        key: jax.Array,
+    ):
+        self.engine, self.key = engine, key
+        self.batch = None
+        if options.image_every:
+            source = pipeline.make_source(config.data, split='held_out')
+            count = min(MAX_EXAMPLES, options.batch_size, len(source))
+            self.batch = pipeline.held_out_batch(source, count)
+
+    def __call__(self, state: TrainState, frozen: Any) -> dict[str, np.ndarray]:
+        return self.engine.pictures(state.ema_params, frozen, self.batch, self.key)
+
+
+def _check_finite(values: Mapping[str, float], step: int, saved: int | None) -> None:
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        since = (
+            'there is no checkpoint yet'
+            if saved is None
+            else f'the newest checkpoint is step {saved}'
+        )
+        raise UserError(
+            f'{", ".join(broken)} is no longer finite in the steps up to {step}; nothing was saved since '
+            f'({since}); lower optimizer.learning_rate or set train.clip_norm'
+        )

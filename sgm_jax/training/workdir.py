@@ -1,0 +1,98 @@
+"""A run's folder: the config it was made by, its checkpoints, its logs.
+
+config.json    the full config, as it was resolved at the start
+checkpoints/   one folder per kept step
+logs/          TensorBoard's event files
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+from sgm_jax.config import plain
+from sgm_jax.errors import UserError
+from sgm_jax.interop.workdir_files import CHECKPOINTS, CONFIG
+
+LOGS = 'logs'
+# What may differ when a run is taken up again: how long, how often, where the files and the devices are.
+FREE = (
+    'train.steps',
+    'train.log_every',
+    'train.image_every',
+    'train.checkpoint_every',
+    'train.keep',
+    'data.path',
+    'data.cache',
+    'data.cache_bytes',
+    'model.checkpoint',
+    'model.first_stage_checkpoint',
+    'mesh',
+    'sample',
+)
+_SHOWN = 5
+
+
+def open_workdir(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> pathlib.Path:
+    """The folder of a run, made if it is new; its config.json is that of the first start.
+
+    Raises:
+      UserError: it is another run's, or cannot be written.
+    """
+    path = pathlib.Path(workdir).expanduser().resolve()
+    try:
+        for folder in (path, path / CHECKPOINTS, path / LOGS):
+            folder.mkdir(parents=True, exist_ok=True)
+        if (path / CONFIG).is_file():
+            _check_same(path, config)
+        else:
+            _write_whole(path / CONFIG, json.dumps(plain(config), indent=2) + '\n')
+    except OSError as error:
+        raise UserError(
+            f'{path}: cannot be used as a workdir ({error.strerror or error}); choose another --workdir'
+        ) from error
+    return path
+
+
+def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    try:
+        before = json.loads((path / CONFIG).read_text())
+    except ValueError as error:
+        raise UserError(
+            f'{path / CONFIG} is damaged ({error}); repair it, or choose another --workdir'
+        ) from error
+    old, new = dict(_leaves(before)), dict(_leaves(json.loads(json.dumps(plain(config)))))
+    is_free = lambda key: any(key == free or key.startswith(f'{free}.') for free in FREE)
+    changed = [
+        f'{key} was {old.get(key, "unset")!r}, is {new.get(key, "unset")!r}'
+        for key in sorted(old.keys() | new.keys())
+        if not is_free(key) and old.get(key) != new.get(key)
+    ]
+    if changed:
+        more = f', and {len(changed) - _SHOWN} more' if len(changed) > _SHOWN else ''
+        raise UserError(
+            f'{path} was made by another config: {"; ".join(changed[:_SHOWN])}{more}; '
+            'choose another --workdir, or give the config it was made by'
+        )
+
+
+def _leaves(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; lists count by their index."""
+    if isinstance(node, Mapping):
+        items = node.items()
+    elif isinstance(node, list):
+        items = enumerate(node)
+    else:
+        yield prefix, node
+        return
+    for key, value in items:
+        yield from _leaves(value, f'{prefix}.{key}' if prefix else str(key))
+
+
+def _write_whole(path: pathlib.Path, text: str) -> None:
+    partial = path.with_name(f'.{path.name}.part')
+    partial.write_text(text)
+    os.replace(partial, path)
