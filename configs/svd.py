@@ -127,6 +127,7 @@ def _network() -> dict:
         'merge_strategy': 'learned_with_images',
         'video_kernel_size': (3, 1, 1),
         'use_checkpoint': True,
+        'use_scale_shift_norm': False,
         'dtype': 'auto',  # bfloat16 on accelerators
         'attention': 'auto',
     }
@@ -213,6 +214,8 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
         adm_in_channels=96,
         context_dim=width,
         use_checkpoint=False,
+        # With 32 channels each of GroupNorm's 32 groups is one channel, and takes away what is added to it.
+        use_scale_shift_norm=True,
     )
     small = {
         'z_channels': 4,

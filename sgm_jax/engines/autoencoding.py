@@ -63,7 +63,7 @@ class AutoencodingEngine:
         return self.structure.init(key)[0]
 
     def init_frozen(self, key: jax.Array) -> PyTree:
-        return jax.tree.map(np.asarray, jax.jit(lambda: self.structure.init(key)[1])())
+        return jax.jit(lambda: self.structure.init(key)[1])()
 
     def pretrained(self) -> PyTree | None:
         return None

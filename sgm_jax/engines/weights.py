@@ -56,9 +56,11 @@ class Weights:
                 'checkpoint with --config.model.checkpoint=FILE.safetensors, or for a first stage alone '
                 '--config.model.first_stage_checkpoint=PATH'
             )
-        # What is left are the constants of 'fixed' blends, which the config states.
-        fresh = jax.jit(self.structure.init)(jax.random.key(0))[1]
-        return {part: found.get(part, fresh[part]) for part in wanted}
+        if jax.tree.leaves(missing):
+            # Only the constants of 'fixed' blends are left, which the config states.
+            fresh = jax.jit(lambda key: self.structure.init(key)[1])(jax.random.key(0))
+            missing = {part: fresh[part] for part in missing}
+        return {**missing, **found}
 
     def _read(self, *, trained: bool) -> PyTree:
         # One half at a time: the other is not even read.

@@ -79,7 +79,7 @@ def write_model(path: str, module: nnx.Module) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'.{target.name}.part')
     try:
-        save_file({k: np.ascontiguousarray(x) for k, x in sgm.to_sgm(module).items()}, part)
+        save_file({k: np.asarray(x, order='C') for k, x in sgm.to_sgm(module).items()}, part)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

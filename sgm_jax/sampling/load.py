@@ -71,8 +71,8 @@ class LoadedModel:
             raise UserError(
                 'this is a first stage: it encodes and decodes, but has nothing to sample'
             )
-        told = self.engine.settings
-        pick = lambda value, name: told[name] if value is None else value
+        settings = self.engine.settings
+        pick = lambda value, name: settings[name] if value is None else value
         numbers = dict(
             steps=pick(steps, 'steps'),
             num_frames=self.engine.task.num_frames if num_frames is None else num_frames,
@@ -91,13 +91,9 @@ class LoadedModel:
         check_pixels(self.engine.factor, *size)
         images = _read(image, size)
         engine = self._with_frames(numbers['num_frames'])
-        aug_key, sample_key = jax.random.split(jax.random.key(seed))
-        every = lambda value: jnp.full((len(images),), value, jnp.float32)
-        batch = {
-            'fps_id': every(numbers['fps'] - 1),
-            'motion_bucket_id': every(motion),
-            **conditioning_frames(jnp.asarray(images), every(aug), aug_key),
-        }
+        batch, sample_key = told(
+            images, fps=numbers['fps'], motion_bucket=motion, cond_aug=aug, seed=seed
+        )
         z = engine.sample_latents(
             self.params,
             self.frozen,
@@ -164,16 +160,34 @@ def load(
     return LoadedModel(engine=engine, params=params, frozen=frozen)
 
 
+def told(
+    images: np.ndarray, *, fps: int, motion_bucket: float, cond_aug: float, seed: int
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The conditioner's batch for uint8 first frames (b, h, w, 3), and the key of the sampler's noise."""
+    aug_key, sample_key = jax.random.split(jax.random.key(seed))
+    every = lambda value: jnp.full((len(images),), value, jnp.float32)
+    return {
+        'fps_id': every(fps - 1),
+        'motion_bucket_id': every(motion_bucket),
+        **conditioning_frames(jnp.asarray(_to_float(images)), every(cond_aug), aug_key),
+    }, sample_key
+
+
 def _read(image: Image | Sequence[Image], size: tuple[int, int]) -> np.ndarray:
     several = isinstance(image, Sequence) and not isinstance(image, str)
     several = several or (isinstance(image, np.ndarray) and image.ndim == 4)
-    found = [
-        resize_crop(x, size) if isinstance(x, np.ndarray) else read_image(x, size)
-        for x in (image if several else [image])
-    ]
-    if not found:
+    images = list(image) if several else [image]
+    if not images:
         raise UserError('no picture was given; give image=')
-    return _to_float(np.stack(found))
+    return np.stack([_read_one(x, size) for x in images])
+
+
+def _read_one(image: Image, size: tuple[int, int]) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
+        return read_image(image, size)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise UserError(f'pictures are uint8 (h, w, 3), got {image.dtype} {image.shape}')
+    return resize_crop(image, size)
 
 
 def _to_float(images: np.ndarray) -> np.ndarray:

@@ -186,12 +186,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
             if painter and options.image_every and step % options.image_every == 0:
                 logs.pictures(step, painter(state, frozen))
                 window.restart_clock()
-            if step % options.checkpoint_every == 0 and step < options.steps:
+            due = step % options.checkpoint_every == 0 or step == options.steps
+            if due or stop.wanted:
+                _check_finite(window.newest(), step, checkpoints.latest)
                 checkpoints.save(step, state, data)
-        if step > begin:
-            values = window.close(options.batch_size) or window.last
-            _check_finite(values, step, checkpoints.latest)
-            checkpoints.save(step, state, data)
+        window.close(options.batch_size)
     return Result(step=step, scalars=window.last, stopped=step < options.steps)
 
 
@@ -215,6 +214,10 @@ class _Window:
         if self._scalars:
             jax.block_until_ready(self._scalars[-1])
         self._scalars.append(scalars)
+
+    def newest(self) -> dict[str, float]:
+        """The scalars of the last step."""
+        return jax.device_get(self._scalars[-1]) if self._scalars else self.last
 
     def restart_clock(self) -> None:
         """Leaves out what was not training."""

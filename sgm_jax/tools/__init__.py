@@ -1,0 +1,1 @@
+"""Errands: python -m sgm_jax.tools.NAME."""
