@@ -29,7 +29,8 @@ VARIANTS = ('', 'xt', 'tiny')
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The config of a variant."""
     if variant not in VARIANTS:
-        raise UserError(f'svd.py has no variant {variant!r}; choose one of: {", ".join(VARIANTS)}')
+        named = ', '.join(repr(name) for name in VARIANTS)
+        raise UserError(f'svd.py has no variant {variant!r}; choose one of: {named}')
     num_frames = {'': 14, 'xt': 25, 'tiny': 8}[variant]
     config = ml_collections.ConfigDict()
     config.seed = 0
@@ -99,9 +100,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'decode_chunk': num_frames,
     }
     if variant == 'xt':
-        config.model.task.num_frames = 25
         config.sample.steps = 30
-        config.sample.guider.max_scale = 3.0
+        config.sample.guider.update(max_scale=3.0, min_scale=1.5)
     if variant == 'tiny':
         _shrink(config)
     return config

@@ -77,7 +77,14 @@ def call(make: Callable, options: Mapping, *, where: str, **given: Any) -> Any:
     missing = [p.name for p in named if p.default is p.empty and p.name not in {*options, *given}]
     if missing:
         raise UserError(f'{where}: missing {", ".join(map(repr, missing))}')
-    return make(**options, **{k: v for k, v in given.items() if k in {p.name for p in named}})
+    given = {k: v for k, v in given.items() if k in {p.name for p in named}}
+    try:
+        return make(**options, **given)
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        # A value that the thing itself refuses.
+        raise UserError(f'{where}: {error}') from error
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str], *, where: str) -> None:

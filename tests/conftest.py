@@ -9,12 +9,15 @@ import ml_collections
 import pytest
 import tiny
 
+from sgm_jax.parallel import compiler
 from sgm_jax.training.loop import Result, train
 
 
 @pytest.fixture(scope='session', autouse=True)
 def _compile_once(tmp_path_factory):
-    """What one test has compiled, no other compiles again."""
+    """What one test has compiled no other compiles again; and quickly, for little is run."""
+    options = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+    compiler.OPTIONS['cpu'] = {**compiler.OPTIONS['cpu'], **options}
     jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 

@@ -5,13 +5,18 @@ import numpy as np
 from sgm_jax.config import load_config
 from sgm_jax.data import files, pipeline
 from sgm_jax.engines.structure import to_uint8
+from sgm_jax.parallel import compiler
 from sgm_jax.sampling.load import load
 from sgm_jax.training.loop import train
 
 FRAMES, SIZE = 8, 32
 
 
-def test_one_clip_comes_back(tmp_path):
+def test_one_clip_comes_back(tmp_path, monkeypatch):
+    # Here it is the running that takes long: compile as users do.
+    quick = ('xla_backend_optimization_level', 'xla_llvm_disable_expensive_passes')
+    as_ever = {k: v for k, v in compiler.OPTIONS['cpu'].items() if k not in quick}
+    monkeypatch.setitem(compiler.OPTIONS, 'cpu', as_ever)
     config = load_config('configs/svd.py:tiny')
     config.model.first_stage = {'name': 'none'}
     config.model.network.update(

@@ -43,9 +43,10 @@ def test_sampling_is_as_published(variant, frames):
     assert engine.factor == 64
     assert (engine.latent_size((576, 1024)), engine.latent_channels) == ((72, 128), 4)
     # sgm: scripts/sampling/configs/svd.yaml and svd_xt.yaml.
-    assert (engine.sampling.steps, engine.sampling.guider.max_scale) == {
-        14: (25, 2.5),
-        25: (30, 3.0),
+    guider = engine.sampling.guider
+    assert (engine.sampling.steps, guider.max_scale, guider.min_scale) == {
+        14: (25, 2.5, 1.0),
+        25: (30, 3.0, 1.5),
     }[frames]
     assert engine.sampling.discretization.sigma_max == 700.0
     assert engine.with_frames(7).sampling.guider.scales().shape == (7,)

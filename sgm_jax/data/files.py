@@ -44,6 +44,11 @@ def list_videos(path: str | pathlib.Path) -> list[pathlib.Path]:
     Raises:
       UserError: nothing is there, or nothing that is a video.
     """
+    if not str(path):
+        raise UserError(
+            f'data.path is empty; give --config.data.path=FOLDER with your videos, or {DEMO!r} for the '
+            'demo clips'
+        )
     if str(path) == DEMO:
         return demo_clips()
     place = pathlib.Path(path).expanduser()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgm_jax.config import call, lookup
-from sgm_jax.engines.model import build_first_stage
+from sgm_jax.engines.model import build_first_stage, check_pixels
 from sgm_jax.engines.structure import PyTree, Structure, to_uint8
 from sgm_jax.errors import UserError
 from sgm_jax.networks.autoencoder import Autoencoder
@@ -67,6 +67,9 @@ class AutoencodingEngine:
 
     def pretrained(self) -> PyTree | None:
         return None
+
+    def check(self, record: Mapping[str, np.ndarray]) -> None:
+        check_pixels(self.factor, *record['jpg'].shape[-3:-1])
 
     def loss(
         self, params: PyTree, frozen: PyTree, batch: Mapping[str, jax.Array], key: jax.Array

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sgm_jax.config import build, plain
+from sgm_jax.config import build, call, check_keys, plain
 from sgm_jax.diffusion.denoiser import DenoiserLike
 from sgm_jax.diffusion.discretization import Discretization
 from sgm_jax.diffusion.drivers import sample
@@ -18,10 +18,11 @@ from sgm_jax.diffusion.families import make
 from sgm_jax.diffusion.guiders import Guider, guide
 from sgm_jax.diffusion.loss import StandardDiffusionLoss
 from sgm_jax.diffusion.samplers import Sampler
-from sgm_jax.engines.model import DiffusionModel, build_model
+from sgm_jax.engines.model import DiffusionModel, build_model, check_pixels
 from sgm_jax.engines.structure import PyTree, Structure, to_uint8
 from sgm_jax.engines.tasks import TASKS, ImageToVideo, conditioning_frames
 from sgm_jax.engines.weights import Weights
+from sgm_jax.errors import UserError
 from sgm_jax.parallel.compiler import jit
 
 Batch = Mapping[str, jax.Array]
@@ -29,16 +30,40 @@ Batch = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How samples are drawn: the defaults of sample.py and of the pictures of a training run.
+    """`config.sample`: how samples are drawn by sample.py, and for the pictures of a training run.
 
-    `zero` lists the entries of the batch that the unconditional pass does not know.
+    Attributes:
+      sampler, discretization, guider: nodes of those families; steps: how many the sampler takes.
+      zero: the entries of the batch that the unconditional pass does not know.
+      height, width: pixels.
+      fps, motion_bucket, cond_aug: what the model is told.
+      decode_chunk: frames that are decoded at once; 0 for all.
     """
 
     sampler: Sampler
     discretization: Discretization
     guider: Guider
     steps: int
+    height: int
+    width: int
     zero: tuple[str, ...] = ()
+    fps: int = 7
+    motion_bucket: float = 127
+    cond_aug: float = 0.02
+    decode_chunk: int = 0
+
+    @classmethod
+    def from_config(cls, node: Mapping, *, num_frames: int, known: tuple[str, ...]) -> 'Sampling':
+        """From `config.sample`, for a conditioner that reads the entries `known`."""
+        families = ('sampler', 'discretization', 'guider')
+        parts = {
+            name: make(name, node[name], where=f'sample.{name}', num_frames=num_frames)
+            for name in families
+            if name in node
+        }
+        sampling = call(cls, {**plain(node), **parts}, where='sample')
+        check_keys(sampling.zero, known, where='sample.zero')
+        return sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +76,6 @@ class DiffusionEngine:
     task: ImageToVideo
     sampling: Sampling
     weights: Weights
-    settings: Mapping[str, Any]
 
     @classmethod
     def from_config(
@@ -88,30 +112,23 @@ class DiffusionEngine:
 
         structure = Structure(build=lambda keys: build_model(parts, keys), trainable=trainable)
         task = build(TASKS, task, where='model.task')
-        sample = plain(sample)
+        sampling = Sampling.from_config(
+            plain(sample),
+            num_frames=task.num_frames,
+            known=tuple(node['input_key'] for node in conditioner),
+        )
         return cls(
             structure=structure,
             denoiser=make('denoiser', denoiser, where='model.denoiser'),
             objective=make('loss', loss, where='model.loss'),
             task=task,
-            sampling=Sampling(
-                sampler=make('sampler', sample['sampler'], where='sample.sampler'),
-                discretization=make(
-                    'discretization', sample['discretization'], where='sample.discretization'
-                ),
-                guider=make(
-                    'guider', sample['guider'], where='sample.guider', num_frames=task.num_frames
-                ),
-                steps=sample['steps'],
-                zero=tuple(sample.get('zero', ())),
-            ),
+            sampling=sampling,
             weights=Weights(
                 structure=structure,
                 checkpoint=checkpoint,
                 first_stage_checkpoint=first_stage_checkpoint,
                 from_scratch=from_scratch,
             ),
-            settings=sample,
         )
 
     # Training.
@@ -124,6 +141,15 @@ class DiffusionEngine:
 
     def pretrained(self) -> PyTree | None:
         return self.weights.trainable()
+
+    def check(self, record: Mapping[str, np.ndarray]) -> None:
+        num_frames, height, width = record['jpg'].shape[:3]
+        if num_frames != self.task.num_frames:
+            raise UserError(
+                f'data.num_frames is {num_frames} and model.task.num_frames is {self.task.num_frames}; '
+                'give both the same value'
+            )
+        check_pixels(self.factor, height, width)
 
     def loss(
         self, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array
@@ -282,7 +308,7 @@ class DiffusionEngine:
         size = clips.shape[2:4]
         frames = clips.reshape(-1, *clips.shape[2:])
         cond_key, sample_key = jax.random.split(key)
-        aug = jnp.full((len(clips),), self.settings.get('cond_aug', 0.02))
+        aug = jnp.full((len(clips),), self.sampling.cond_aug)
         told = {
             **{k: jnp.asarray(v) for k, v in batch.items() if k != 'jpg'},
             **conditioning_frames(clips[:, 0], aug, cond_key),

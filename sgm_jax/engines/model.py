@@ -17,6 +17,7 @@ from sgm_jax.conditioning.embedders import (
 )
 from sgm_jax.config import build, call, check_keys, lookup, plain
 from sgm_jax.errors import UserError
+from sgm_jax.networks.attention import ATTENTION
 from sgm_jax.networks.autoencoder import Autoencoder, Decoder, Encoder
 from sgm_jax.networks.clip import ARCHITECTURES, OpenCLIP
 from sgm_jax.networks.layers import Keys
@@ -127,6 +128,8 @@ def build_first_stage(node: Mapping, keys: Keys) -> Autoencoder | None:
 def _typed(node: Mapping) -> dict:
     """A dtype by name becomes one; 'auto' is bfloat16, but float32 on CPUs, which have no use for it."""
     node = plain(node)
+    if node.get('attention', 'auto') != 'auto':
+        lookup(ATTENTION, node['attention'], 'attention')
     if 'dtype' not in node:
         return node
     name = node['dtype']
@@ -184,7 +187,8 @@ def _open_clip_image(
     rngs: Keys,
 ) -> OpenCLIPImagePrediction:
     options = dict(arch) if isinstance(arch, Mapping) else lookup(ARCHITECTURES, arch, 'arch')
-    clip = OpenCLIP(**options, attention=attention, dtype=jnp.dtype(dtype), rngs=rngs)
+    run = _typed({'attention': attention, 'dtype': dtype})
+    clip = OpenCLIP(**options, **run, rngs=rngs)
     return OpenCLIPImagePrediction(clip, n_cond_frames=n_cond_frames)
 
 

@@ -28,6 +28,10 @@ class Engine(Protocol):
         """Trainable parameters to start from, read from their files on the host; None: from `init`."""
         ...
 
+    def check(self, record: Mapping[str, np.ndarray]) -> None:
+        """Raises a UserError if an example (without a batch axis) does not fit the model."""
+        ...
+
     def loss(
         self, params: PyTree, frozen: PyTree, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -54,7 +54,7 @@ def read(
     prefix: str = '',
     only: Callable[[tuple], bool] = lambda path: True,
 ) -> nnx.Module:
-    """An abstract module, filled with the weights of a file as `sgm.load` does.
+    """An abstract module, filled with the weights of a file as `sgm.load` does, on the host.
 
     Args:
       path: a .safetensors file with sgm's names.
@@ -66,7 +66,7 @@ def read(
       UserError: the file is missing or damaged, or lists what does not fit.
     """
     try:
-        return sgm.load(module, Safetensors(path), prefix=prefix, only=only)
+        return sgm.load(module, Safetensors(path), prefix=prefix, only=only, place=np.asarray)
     except SafetensorError as error:
         raise UserError(f'{path} is damaged ({error}); download it again') from error
     except UserError as error:

@@ -98,10 +98,12 @@ def load(
     *,
     prefix: str = '',
     only: Callable[[tuple], bool] = lambda path: True,
+    place: Callable[[np.ndarray], Any] = jnp.asarray,
 ) -> nnx.Module:
     """Fills an (abstract) module from the names of a state dict that begin with `prefix`.
 
-    All names and shapes are checked; values are read for those paths that `only` holds for.
+    All names and shapes are checked; values are read for those paths that `only` holds for, and put where
+    `place` puts them: by default on the first device.
     """
     wanted = {prefix + entry.name: entry for entry in entries(module)}
     check_names(
@@ -112,7 +114,7 @@ def load(
         if not only(entry.path):
             continue
         array = inward(np.asarray(state_dict[name]), entry.turned)
-        entry.variable.set_value(jnp.asarray(array, entry.variable.dtype))
+        entry.variable.set_value(place(array.astype(entry.variable.dtype, copy=False)))
     return module
 
 

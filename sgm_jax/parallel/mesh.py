@@ -78,16 +78,16 @@ def shardings(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
-def check_batch(batch_size: int, mesh: jax.sharding.Mesh, accumulate: int = 1) -> None:
+def check_batch(batch_size: int, mesh: jax.sharding.Mesh) -> None:
     """Raises a UserError unless a global batch divides over the mesh and the hosts."""
     count = max(mesh.size, jax.process_count())
-    if batch_size < 1 or batch_size % count:
+    if batch_size < 1:
+        raise UserError(f'train.batch_size is {batch_size}; give 1 or more')
+    if batch_size % count:
         near = max(count, round(batch_size / count) * count)
         raise UserError(
             f'train.batch_size is {batch_size}, which {count} devices do not divide; use {near}'
         )
-    if accumulate < 1:
-        raise UserError(f'train.accumulate is {accumulate}; give 1 or more')
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:

@@ -71,12 +71,12 @@ class LoadedModel:
             raise UserError(
                 'this is a first stage: it encodes and decodes, but has nothing to sample'
             )
-        settings = self.engine.settings
-        pick = lambda value, name: settings[name] if value is None else value
+        settings = self.engine.sampling
+        pick = lambda value, name: getattr(settings, name) if value is None else value
         numbers = dict(
             steps=pick(steps, 'steps'),
             num_frames=self.engine.task.num_frames if num_frames is None else num_frames,
-            decode_chunk=pick(decode_chunk, 'decode_chunk'),
+            decode_chunk=pick(decode_chunk, 'decode_chunk') or self.engine.task.num_frames,
             fps=pick(fps, 'fps'),
         )
         for name, value in numbers.items():
@@ -150,12 +150,14 @@ def load(
             raise UserError(
                 f'{path}: neither the workdir of a run nor a .safetensors file ({there})'
             )
-        config = (config if config is not None else config_of(path)).copy_and_resolve_references()
-        config.model.checkpoint = str(path)
-        config.model.first_stage_checkpoint = ''
-        config.model.from_scratch = False
+        config = ml_collections.ConfigDict((config or config_of(path)).to_dict())
+        if config.model.name != 'diffusion':
+            raise UserError(
+                f'{path}: the config is of {config.model.name!r}; give that of a diffusion model'
+            )
+        config.model.update(checkpoint=str(path), first_stage_checkpoint='', from_scratch=False)
         engine = build(config)
-        params = engine.pretrained()
+        params = jax.device_put(engine.pretrained())
     frozen = jax.device_put(engine.init_frozen(jax.random.key(0)))
     return LoadedModel(engine=engine, params=params, frozen=frozen)
 

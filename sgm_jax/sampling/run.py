@@ -36,7 +36,7 @@ def run(
             bar.update(done - bar.n)
 
         frames = model.sample(image=image, progress=progress, **options)[0]
-    fps = options.get('fps') or model.engine.settings['fps']
+    fps = options.get('fps') or model.engine.sampling.fps
     media.write_video(output, frames, fps)
     count, height, width = frames.shape[:3]
     LOG.info('wrote %s: %d frames of %dx%d', pathlib.Path(output), count, height, width)

@@ -6,6 +6,7 @@ Run again, it goes on where it was stopped.
 """
 
 import pathlib
+import sys
 import time
 
 import ml_collections
@@ -14,7 +15,7 @@ from absl import flags
 
 from sgm_jax import cli
 from sgm_jax.config import load_config
-from sgm_jax.errors import UserError
+from sgm_jax.training.run import STOPPED
 
 FOLDER = flags.DEFINE_string('folder', 'runs/demo', 'where everything goes')
 CONFIGS = flags.DEFINE_string('configs', 'configs', 'folder of the configs')
@@ -63,7 +64,8 @@ def main() -> None:
 
 def _finish(result) -> None:
     if result.stopped:
-        raise UserError('the demo was stopped; run it again to go on')
+        print('stopped; run it again to go on', file=sys.stderr)
+        sys.exit(STOPPED)
 
 
 def _scale_factor(stage, config: ml_collections.ConfigDict) -> float:

@@ -31,7 +31,8 @@ from sgm_jax.training.workdir import open_workdir
 
 LOG = logging.getLogger(__name__)
 
-PARTS = ('seed', 'model', 'data', 'optimizer', 'schedule', 'train', 'mesh', 'sample')
+NEEDED = ('seed', 'model', 'data', 'optimizer', 'train')
+PARTS = (*NEEDED, 'schedule', 'mesh', 'sample')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,18 @@ class Options:
     keep: int = 3
 
     def __post_init__(self):
-        for name in ('steps', 'log_every', 'checkpoint_every'):
+        for name in ('steps', 'accumulate', 'log_every', 'checkpoint_every'):
             if getattr(self, name) < 1:
                 raise UserError(f'train.{name} is {getattr(self, name)}; give 1 or more')
+        if self.steps % self.accumulate:
+            raise UserError(
+                f'train.steps is {self.steps}, which train.accumulate={self.accumulate} does not divide; '
+                f'use {self.steps - self.steps % self.accumulate + self.accumulate}'
+            )
+        if self.image_every < 0:
+            raise UserError(
+                f'train.image_every is {self.image_every}; give 0 (no pictures) or more'
+            )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f'train.ema_decay is {self.ema_decay}; give 0 or more, below 1')
 
@@ -94,14 +104,19 @@ class Setup:
           UserError: whatever in the config does not fit.
         """
         check_keys(config, PARTS, where='config')
+        missing = [name for name in NEEDED if name not in config]
+        if missing:
+            raise UserError(f'config: missing {", ".join(map(repr, missing))}')
+        if 'learning_rate' not in config.optimizer:
+            raise UserError("optimizer: missing 'learning_rate'")
         options = call(Options, config.train, where='train')
         mesh = meshes.make_mesh(plain(config.get('mesh', {'data': -1})))
-        meshes.check_batch(options.batch_size, mesh, options.accumulate)
+        meshes.check_batch(options.batch_size, mesh)
         engine = build_engine(config)
         schedule = make_schedule(
             config.get('schedule', {'name': 'constant'}),
             peak=config.optimizer.learning_rate,
-            steps=math.ceil(options.steps / options.accumulate),
+            steps=options.steps // options.accumulate,
         )
         optimizer = make_optimizer(
             config.optimizer,
@@ -146,6 +161,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
     )
+    setup.engine.check(source.record(0, None))
     workdir = open_workdir(workdir, config)
     first = jax.process_index() == 0
     LOG.info('%s', pipeline.describe(source))

@@ -1,17 +1,16 @@
 """Optimizers and learning-rate schedules by name. Both count optimizer steps, not accumulated batches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import optax
 
 from sgm_jax.config import build, plain
 from sgm_jax.errors import UserError
 
-Schedule = Callable
-
 
 def constant(*, peak: float, warmup_steps: int = 0) -> optax.Schedule:
     """Linear from 0 over `warmup_steps`, then `peak`."""
+    _check_warmup(warmup_steps)
     if warmup_steps == 0:
         return optax.constant_schedule(peak)
     return optax.linear_schedule(0.0, peak, warmup_steps)
@@ -19,9 +18,15 @@ def constant(*, peak: float, warmup_steps: int = 0) -> optax.Schedule:
 
 def cosine(*, peak: float, steps: int, warmup_steps: int = 0, end: float = 0.0) -> optax.Schedule:
     """Linear from 0 to `peak` over `warmup_steps`, then half a cosine to `end` at `steps`."""
+    _check_warmup(warmup_steps)
     if warmup_steps >= steps:
         raise UserError(f'schedule: warmup_steps is {warmup_steps} of {steps} steps; give fewer')
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, steps, end)
+
+
+def _check_warmup(steps: int) -> None:
+    if steps < 0:
+        raise UserError(f'schedule: warmup_steps is {steps}; give 0 or more')
 
 
 SCHEDULES = {'constant': constant, 'cosine': cosine}

@@ -20,7 +20,7 @@ def make_init(
 ) -> Callable[[jax.Array], TrainState]:
     """A function from a key to the first state; no device ever holds the whole model."""
     # Without out_shardings all moments would be born on device 0.
-    return jax.jit(
+    return jit(
         lambda key: fresh(engine.init(key), optimizer), out_shardings=meshes.shardings(wanted)
     )
 
@@ -30,7 +30,7 @@ def start_from(
 ) -> TrainState:
     """The first state around parameters that are on the host."""
     placed = jax.tree.map(jax.device_put, params, meshes.shardings(wanted.params))
-    start = jax.jit(
+    start = jit(
         lambda params: fresh(params, optimizer),
         out_shardings=meshes.shardings(wanted),
         donate_argnums=0,

@@ -1,6 +1,6 @@
 """A run's folder: the config it was made by, its checkpoints, its logs.
 
-config.json    the full config, as it was resolved at the start
+config.json    the full config, as it was resolved at the newest start
 checkpoints/   one folder per kept step
 logs/          TensorBoard's event files
 """
@@ -15,7 +15,7 @@ import ml_collections
 
 from sgm_jax.config import plain
 from sgm_jax.errors import UserError
-from sgm_jax.interop.workdir_files import CHECKPOINTS, CONFIG
+from sgm_jax.interop.workdir_files import CHECKPOINTS, CONFIG, latest_step
 
 LOGS = 'logs'
 # What may differ when a run is taken up again: how long, how often, where the files and the devices are.
@@ -37,7 +37,7 @@ _SHOWN = 5
 
 
 def open_workdir(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> pathlib.Path:
-    """The folder of a run, made if it is new; its config.json is that of the first start.
+    """The folder of a run, made if it is new; its config.json is that of the newest start.
 
     Raises:
       UserError: it is another run's, or cannot be written.
@@ -46,15 +46,24 @@ def open_workdir(workdir: str | os.PathLike, config: ml_collections.ConfigDict) 
     try:
         for folder in (path, path / CHECKPOINTS, path / LOGS):
             folder.mkdir(parents=True, exist_ok=True)
-        if (path / CONFIG).is_file():
+        # Until there is something to go on from, the folder is free to change its mind.
+        if (path / CONFIG).is_file() and latest_step(path) is not None:
             _check_same(path, config)
-        else:
-            _write_whole(path / CONFIG, json.dumps(plain(config), indent=2) + '\n')
+        _write_whole(path / CONFIG, json.dumps(_saved(config), indent=2) + '\n')
     except OSError as error:
         raise UserError(
             f'{path}: cannot be used as a workdir ({error.strerror or error}); choose another --workdir'
         ) from error
     return path
+
+
+def _saved(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config with the paths of weights made absolute: sampling may start in another folder."""
+    saved = json.loads(json.dumps(plain(config)))
+    for key in ('checkpoint', 'first_stage_checkpoint'):
+        if saved['model'].get(key):
+            saved['model'][key] = str(pathlib.Path(saved['model'][key]).expanduser().resolve())
+    return saved
 
 
 def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -64,7 +73,7 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f'{path / CONFIG} is damaged ({error}); repair it, or choose another --workdir'
         ) from error
-    old, new = dict(_leaves(before)), dict(_leaves(json.loads(json.dumps(plain(config)))))
+    old, new = dict(_leaves(before)), dict(_leaves(_saved(config)))
     is_free = lambda key: any(key == free or key.startswith(f'{free}.') for free in FREE)
     changed = [
         f'{key} was {old.get(key, "unset")!r}, is {new.get(key, "unset")!r}'

@@ -1,0 +1,105 @@
+"""Meshes and shardings; and that eight devices train to the numbers of one."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from sgm_jax.errors import UserError
+from sgm_jax.parallel import mesh as meshes
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+class FakeMesh:
+    """The shape of a mesh, without its devices."""
+
+    def __init__(self, **shape):
+        self.shape, self.size = shape, int(np.prod(list(shape.values())))
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'words'),
+    [
+        ({'data': 3}, 'data=3, fsdp=1 does not fit 1 devices'),
+        ({'data': -1, 'fsdp': -1}, 'one of which may be -1'),
+        ({'data': 0}, 'give positive sizes'),
+        ({'dat': 1}, "unknown key 'dat'; did you mean 'data'"),
+    ],
+)
+def test_impossible_meshes_are_named(sizes, words):
+    with pytest.raises(UserError, match=words):
+        meshes.make_mesh(sizes, jax.devices()[:1])
+
+
+def test_batches_must_divide():
+    meshes.check_batch(16, FakeMesh(data=2, fsdp=4))
+    with pytest.raises(UserError, match='batch_size is 12, which 8 devices do not divide; use 16'):
+        meshes.check_batch(12, FakeMesh(data=2, fsdp=4))
+
+
+RULE = """
+import sys, json
+sys.path[:0] = ['tests', '.']
+import jax, numpy as np, tiny
+from sgm_jax.parallel import mesh as meshes
+from sgm_jax.training.loop import Setup, train
+
+sizes = json.loads(sys.argv[1])
+mesh = meshes.make_mesh(sizes)
+spec = lambda *shape: str(meshes.by_shape(shape, mesh, min_size=64).spec)
+config = tiny.config(batch_size=8, steps=2, log_every=2)
+config.mesh = sizes
+state = Setup.from_config(config).wanted
+held = sum(np.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state.params))
+scalars = train(config, sys.argv[2]).scalars
+print(json.dumps(dict(
+    devices=mesh.size,
+    specs=[spec(3, 3, 16, 32), spec(3, 5), spec(7, 9, 11), spec(512)],
+    share=float(held) / sum(np.prod(x.shape) for x in jax.tree.leaves(state.params)),
+    loss=scalars['loss'],
+    grad_norm=scalars['grad_norm'],
+)))
+"""
+
+
+def test_eight_devices_train_as_one(tmp_path):
+    found = {}
+    for name, count, sizes in (
+        ('one', 1, {'data': 1}),
+        ('both', 8, {'data': 2, 'fsdp': -1}),
+    ):
+        env = {
+            **os.environ,
+            'JAX_PLATFORMS': 'cpu',
+            'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}',
+        }
+        done = subprocess.run(
+            [sys.executable, '-c', RULE, json.dumps(sizes), str(tmp_path / name)],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+    one, both = found['one'], found['both']
+    assert (one['devices'], both['devices']) == (1, 8)
+    for key in ('loss', 'grad_norm'):
+        np.testing.assert_allclose(both[key], one[key], rtol=1e-5)
+    # The largest axis that four divides; none if the array is small or nothing divides.
+    axis = PartitionSpec(None, None, None, 'fsdp')
+    assert both['specs'] == [
+        str(axis),
+        str(PartitionSpec(None, None)),
+        str(PartitionSpec(None, None, None)),
+        str(PartitionSpec('fsdp')),
+    ]
+    assert one['share'] == 1.0
