@@ -61,7 +61,7 @@ SVD = '--config=configs/svd.py:tiny'
             "unknown key 'stepz'; did you mean 'steps'",
         ),
         ([SVD, '--config.model.networc.dtype=x'], "unknown key 'networc'; did you mean 'network'"),
-        (['--config=configs/svd.py:big'], "no variant 'big'; choose one of: , xt, tiny"),
+        (['--config=configs/svd.py:big'], "no variant 'big'; choose one of: '', 'xt', 'tiny'"),
         (['--config=configs/svb.py'], 'no config file configs/svb.py; configs has: .*svd.py'),
         ([SVD, '--config.train.steps=many'], 'config.train.steps=many'),
         ([SVD], 'give --workdir FOLDER'),

@@ -49,8 +49,12 @@ import sys, json
 sys.path[:0] = ['tests', '.']
 import jax, numpy as np, tiny
 from sgm_jax.parallel import mesh as meshes
+from sgm_jax.parallel import compiler
 from sgm_jax.training.loop import Setup, train
 
+# Compiled quickly, for little is run.
+compiler.OPTIONS['cpu'] = dict(compiler.OPTIONS['cpu'], xla_backend_optimization_level=0,
+                               xla_llvm_disable_expensive_passes=True)
 sizes = json.loads(sys.argv[1])
 mesh = meshes.make_mesh(sizes)
 spec = lambda *shape: str(meshes.by_shape(shape, mesh, min_size=64).spec)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sgm_jax.networks.derivatives import feed_forward
 from sgm_jax.networks.layers import Keys, dropout, fold, layer_norm, linear
 
 # Below this many keys the scores are small: one batched matrix product beats a loop.
@@ -55,40 +56,82 @@ def _blockwise(q, k, v):
         return _batched(q, k, v)
     batch, queries, heads, d = q.shape
     rows = lambda x: x.transpose(0, 2, 1, 3).reshape(batch * heads, x.shape[1], d)
-    chunks = queries // _QUERY_CHUNK if queries >= _MANY_QUERIES else 1
-    if queries % chunks:
+    out = _by_head(rows(q), rows(k), rows(v))
+    return out.reshape(batch, heads, queries, d).transpose(0, 2, 1, 3)
+
+
+@jax.custom_vjp
+def _by_head(q, k, v):
+    """Attention of (heads, n, d) on (heads, m, d), one head after the other."""
+    return _by_head_and_lse(q, k, v)[0]
+
+
+def _by_head_and_lse(q, k, v):
+    chunks = q.shape[1] // _QUERY_CHUNK if q.shape[1] >= _MANY_QUERIES else 1
+    if q.shape[1] % chunks:
         chunks = 1
 
-    # Under a gradient the scores are computed again instead of being kept for every head.
-    @jax.checkpoint
     def one_head(qkv):
         q, k, v = qkv
         if chunks == 1:
             return _softmax_product(q, k, v)
-        parts = jax.lax.map(
-            lambda part: _softmax_product(part, k, v), q.reshape(chunks, -1, q.shape[-1])
-        )
-        return parts.reshape(q.shape)
+        parts = q.reshape(chunks, -1, q.shape[-1])
+        out, lse = jax.lax.map(lambda part: _softmax_product(part, k, v), parts)
+        return out.reshape(q.shape), lse.reshape(-1, 1)
 
-    out = jax.lax.map(one_head, (rows(q), rows(k), rows(v)))
-    return out.reshape(batch, heads, queries, d).transpose(0, 2, 1, 3)
+    return jax.lax.map(one_head, (q, k, v))
+
+
+def _by_head_forward(q, k, v):
+    out, lse = _by_head_and_lse(q, k, v)
+    return out, (q, k, v, out, lse)
+
+
+def _by_head_gradient(kept, g):
+    """As flash attention's (arXiv:2205.14135): the weights of one head at a time come back from their sum.
+
+    Automatic differentiation keeps the weights of all heads, or computes softmax anew with jax.checkpoint.
+    """
+
+    def one_head(arrays):
+        q, k, v, out, lse, g = arrays
+        factor = q.shape[-1] ** -0.5
+        product = lambda x, y, contract: jax.lax.dot_general(
+            x, y, (contract, ((), ())), preferred_element_type=jnp.float32
+        )
+        weights = jnp.exp(product(q * factor, k, ((1,), (1,))) - lse)
+        inner = jnp.sum(out.astype(jnp.float32) * g, -1, keepdims=True)
+        dv = product(weights.astype(g.dtype), g, ((0,), (0,)))
+        dscores = (weights * (product(g, v, ((1,), (1,))) - inner)).astype(q.dtype)
+        dq = factor * product(dscores, k, ((1,), (0,)))
+        dk = factor * product(dscores, q, ((0,), (0,)))
+        return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+    return jax.lax.map(one_head, (*kept, g))
+
+
+_by_head.defvjp(_by_head_forward, _by_head_gradient)
 
 
 def _batched(q, k, v):
     move = lambda x: x.transpose(0, 2, 1, 3)
-    return move(_softmax_product(move(q), move(k), move(v)))
+    return move(_softmax_product(move(q), move(k), move(v))[0])
 
 
 def _softmax_product(q, k, v):
-    """Attention of (..., n, d) on (..., m, d); divides after the product, where there is less to divide."""
+    """Attention of (..., n, d) on (..., m, d), and the log-sum-exp of the scores, (..., n, 1).
+
+    Divides after the product, where there is less to divide.
+    """
     q = q * (q.shape[-1] ** -0.5)
     scores = jnp.einsum('...nd,...md->...nm', q, k, preferred_element_type=jnp.float32)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
     total = weights.sum(-1, keepdims=True)
     out = jnp.einsum(
         '...nm,...md->...nd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
-    return (out / total).astype(v.dtype)
+    return (out / total).astype(v.dtype), largest + jnp.log(total)
 
 
 def _splash(q, k, v):
@@ -187,8 +230,14 @@ class FeedForward(nnx.Module):
         self.rate = dropout
 
     def __call__(self, x, *, key=None):
-        value, gate = jnp.split(self.proj(x), 2, -1)
-        return self.out(dropout(value * nnx.gelu(gate, approximate=False), self.rate, key))
+        layers = (self.proj, self.out)
+        weights = (array[...] for layer in layers for array in (layer.kernel, layer.bias))
+        cast = [array.astype(self.proj.dtype) for array in (x, *weights)]
+        hidden = (*x.shape[:-1], self.out.in_features)
+        keep = None
+        if key is not None and self.rate:
+            keep = dropout(jnp.ones(hidden), self.rate, key)
+        return feed_forward(*cast, keep)
 
 
 class BasicTransformerBlock(nnx.Module):

@@ -34,8 +34,8 @@ class ResnetBlock(nnx.Module):
         self.rate = dropout
 
     def __call__(self, x, *, num_frames=None, key=None):
-        h = self.conv1(nnx.silu(self.norm1(x)))
-        h = self.conv2(dropout(nnx.silu(self.norm2(h)), self.rate, key))
+        h = self.conv1(self.norm1(x, silu=True))
+        h = self.conv2(dropout(self.norm2(h, silu=True), self.rate, key))
         return (x if self.nin_shortcut is None else self.nin_shortcut(x)) + h
 
 
@@ -212,7 +212,7 @@ class Encoder(nnx.Module):
         for level in self.down:
             h = level(h)
         h = self.mid(h)
-        return self.conv_out(nnx.silu(self.norm_out(h))).astype(jnp.float32)
+        return self.conv_out(self.norm_out(h, silu=True)).astype(jnp.float32)
 
 
 class Decoder(nnx.Module):
@@ -279,7 +279,7 @@ class Decoder(nnx.Module):
             h = level(h, **video)
         if self.give_pre_end:
             return h.astype(jnp.float32)
-        h = nnx.silu(self.norm_out(h))
+        h = self.norm_out(h, silu=True)
         h = (self.conv_out(h, **video) if video else self.conv_out(h)).astype(jnp.float32)
         return jnp.tanh(h) if self.tanh_out else h
 

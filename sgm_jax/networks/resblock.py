@@ -90,7 +90,7 @@ class ResBlock(nnx.Module):
 
     def __call__(self, x, emb=None, *, key=None):
         resample = RESAMPLE[self.resample]
-        h = self.in_conv(resample(nnx.silu(self.in_norm(x))))
+        h = self.in_conv(resample(self.in_norm(x, silu=True)))
         x = resample(x)
         if self.emb is not None:
             e = self.emb(nnx.silu(emb))
@@ -98,12 +98,12 @@ class ResBlock(nnx.Module):
             e = e.reshape(*e.shape[:-1], *ones, e.shape[-1]).astype(h.dtype)
             if self.scale_shift:
                 scale, shift = jnp.split(e, 2, -1)
-                h = self.out_norm(h) * (1 + scale) + shift
+                h = nnx.silu(self.out_norm(h) * (1 + scale) + shift)
             else:
-                h = self.out_norm(h + e)
+                h = self.out_norm(h + e, silu=True)
         else:
-            h = self.out_norm(h)
-        h = self.out_conv(dropout(nnx.silu(h), self.rate, key))
+            h = self.out_norm(h, silu=True)
+        h = self.out_conv(dropout(h, self.rate, key))
         return (x if self.skip is None else self.skip(x)) + h
 
 

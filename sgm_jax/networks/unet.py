@@ -175,7 +175,7 @@ class Frame(nnx.Module):
         h = block(self.middle_block, h)
         for layers in self.output_blocks:
             h = block(layers, jnp.concatenate([h, skips.pop()], -1))
-        return self.out_conv(nnx.silu(self.out_norm(h))).astype(jnp.float32)
+        return self.out_conv(self.out_norm(h, silu=True)).astype(jnp.float32)
 
 
 def check_size(x: jax.Array, channels: int, factor: int) -> None:
