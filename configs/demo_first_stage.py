@@ -28,15 +28,15 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     }
     config.data = video.data
     config.data.update(num_frames=1, windows_per_video=128, cache=True)
-    config.optimizer = {'name': 'adamw', 'learning_rate': 1e-3, 'weight_decay': 0.0}
-    config.schedule = {'name': 'cosine', 'warmup_steps': 50}
+    config.optimizer = {'name': 'adamw', 'learning_rate': 2e-3, 'weight_decay': 0.0, 'b2': 0.99}
+    config.schedule = {'name': 'cosine', 'warmup_steps': 30}
     config.train = {
-        'batch_size': 16,
-        'steps': 500,
+        'batch_size': 8,
+        'steps': 250,
         'ema_decay': 0.99,
-        'log_every': 25,
+        'log_every': 30,
         'image_every': 250,
-        'checkpoint_every': 250,
+        'checkpoint_every': 125,
         'keep': 2,
     }
     config.mesh = {'data': -1, 'fsdp': 1}

@@ -19,9 +19,14 @@ def test_one_clip_comes_back(tmp_path, monkeypatch):
     monkeypatch.setitem(compiler.OPTIONS, 'cpu', as_ever)
     config = load_config('configs/svd.py:tiny')
     config.model.first_stage = {'name': 'none'}
-    config.model.network.update(
-        in_channels=6, out_channels=3, channel_mult=(1, 2), attention_resolutions=(2,)
+    config.model.network.update(in_channels=6, out_channels=3)
+    # Small pictures hide in less noise than latents of large ones.
+    config.model.loss.sigma_sampling.update(p_mean=0.3, p_std=1.5)
+    config.model.conditioner = tuple(
+        {**node, 'ucg_rate': 0.0} if 'ucg_rate' in node else node
+        for node in config.model.conditioner
     )
+    config.sample.guider = {'name': 'identity'}
     # One window of one file, the same every time.
     config.data = {
         'name': 'video_clips',
@@ -34,10 +39,10 @@ def test_one_clip_comes_back(tmp_path, monkeypatch):
         'held_out_fraction': 0.0,
         'cache': True,
     }
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.update(learning_rate=4e-3, b2=0.99)
     config.schedule = {'name': 'cosine', 'warmup_steps': 20}
     config.train.update(
-        batch_size=2, steps=300, ema_decay=0.97, image_every=0, log_every=50, checkpoint_every=300
+        batch_size=1, steps=520, ema_decay=0.97, image_every=0, log_every=50, checkpoint_every=520
     )
     train(config, tmp_path)
 
@@ -50,7 +55,7 @@ def test_one_clip_comes_back(tmp_path, monkeypatch):
         width=SIZE,
         fps=int(record['fps_id']) + 1,
         motion_bucket=float(record['motion_bucket_id']),
-        steps=20,
+        steps=10,
     )[0]
     assert video.shape == clip.shape
     psnr = lambda a, b: 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
