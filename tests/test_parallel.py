@@ -73,6 +73,7 @@ print(json.dumps(dict(
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(tmp_path):
     found = {}
     for name, count, sizes in (

@@ -52,6 +52,7 @@ def config(**train) -> ml_collections.ConfigDict:
         'keep': 3,
         **train,
     }
+    config.optimizer.update(learning_rate=5e-4, b2=0.999)
     config.schedule = {'name': 'constant', 'warmup_steps': 2}
     config.sample.update(steps=2, height=SIZE, width=SIZE)
     return config

@@ -9,6 +9,7 @@ import ml_collections
 from orbax.checkpoint import v1 as ocp
 
 from sgm_jax.errors import UserError
+from sgm_jax.interop import sgm
 
 PyTree = Any
 CHECKPOINTS, CONFIG, EMA = 'checkpoints', 'config.json', 'ema_params'
@@ -59,12 +60,34 @@ def read_ema(workdir: str | pathlib.Path, wanted: PyTree) -> PyTree:
         )
     folder = pathlib.Path(workdir).resolve() / CHECKPOINTS / str(step)
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    check_fits(folder, wanted)
     placed = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or first)
     try:
-        loaded = ocp.load_checkpointables(folder, {EMA: jax.tree.map(placed, wanted)})
+        return ocp.load_checkpointables(folder, {EMA: jax.tree.map(placed, wanted)})[EMA]
+    except (ValueError, OSError) as error:
+        raise damaged(folder, error) from error
+
+
+def check_fits(folder: pathlib.Path, wanted: PyTree) -> None:
+    """Raises a UserError that lists what in a checkpoint's weights is missing, unexpected or mis-shaped."""
+    try:
+        found = ocp.metadata(folder, checkpointable_name=EMA).metadata
     except (ValueError, KeyError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f'the checkpoint {folder} does not fit the model of this config ({reason})'
-        ) from error
-    return loaded[EMA]
+        raise damaged(folder, error) from error
+    try:
+        sgm.check_names(_shapes(wanted), _shapes(found))
+    except UserError as error:
+        raise UserError(f'{folder}: {error}') from error
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    name = lambda path: '.'.join(str(getattr(key, 'key', key)) for key in path)
+    return {name(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def damaged(folder: pathlib.Path, error: Exception) -> UserError:
+    """The error of a checkpoint that cannot be read although it is complete."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f'{folder} cannot be read ({reason}); remove that folder to go on from the checkpoint before it'
+    )

@@ -12,7 +12,7 @@ import grain
 from orbax.checkpoint import v1 as ocp
 
 from sgm_jax.errors import UserError
-from sgm_jax.interop.workdir_files import CHECKPOINTS, EMA
+from sgm_jax.interop.workdir_files import CHECKPOINTS, EMA, check_fits, damaged
 from sgm_jax.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
@@ -73,14 +73,12 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint has other names or shapes than the model.
         """
+        folder = self.folder / str(step)
+        check_fits(folder, wanted.ema_params)
         try:
             parts = self._orbax.load_checkpointables(step, _parts(wanted, data))
         except (ValueError, KeyError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f'{self.folder / str(step)} cannot be restored ({reason}); '
-                'remove that folder to go on from the checkpoint before it'
-            ) from error
+            raise damaged(folder, error) from error
         progress = parts['progress']
         return TrainState(progress['step'], parts['params'], parts[EMA], progress['opt_state'])
 
