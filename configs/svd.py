@@ -4,7 +4,7 @@
       --config.model.checkpoint=svd.safetensors --config.data.path=/videos
 
 Variants: '' (14 frames of 576x1024, as svd.safetensors), 'xt' (25 frames, as svd_xt.safetensors), and
-'tiny' (8 frames of 64x64 for a CPU; trained by `make demo` in three minutes).
+'tiny' (8 frames of 64x64 for a CPU; trained by `make demo`).
 
 What is published is kept: networks, scalings, samplers and guidance follow sgm's svd.yaml and svd_xt.yaml.
 sgm has no training config; training follows the paper (arXiv:2311.15127, section 4 and appendix D): noise
