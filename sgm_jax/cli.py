@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from sgm_jax.config import check_keys, load_config
 from sgm_jax.errors import UserError
+from sgm_jax.training.run import STOPPED
 
-# Exit codes: a user's mistake; ctrl-C, as shells have it (128 + the signal's number).
-MISTAKE, INTERRUPTED = 2, 130
+# The exit code of a user's mistake.
+MISTAKE = 2
 
 
 def define_config(help_string: str) -> flags.FlagHolder:
@@ -33,7 +34,7 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
         sys.exit(MISTAKE)
     except KeyboardInterrupt:
         print('error: interrupted', file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(STOPPED)
 
 
 def show_messages() -> None:

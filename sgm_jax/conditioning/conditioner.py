@@ -98,13 +98,3 @@ class GeneralConditioner(nnx.Module):
         coin = jax.random.uniform(jax.random.fold_in(key, index), embedding.shape[:1])
         keep = coin >= slot.ucg_rate
         return jnp.where(keep.reshape(-1, *(1,) * (embedding.ndim - 1)), embedding, 0.0)
-
-
-def unconditional(
-    conditioner: GeneralConditioner, batch: Mapping, zero: Collection[str], **video
-) -> tuple[dict, dict]:
-    """(cond, uncond) for guidance: the second with the embeddings of the keys in `zero` at zero.
-
-    Follows sgm's get_unconditional_conditioning with force_uc_zero_embeddings.
-    """
-    return conditioner(batch, **video), conditioner(batch, zero=zero, **video)

@@ -1,7 +1,5 @@
 """Embedders: each turns one entry of a batch into a vector (n, d), tokens (n, m, d) or a map (n, h, w, c)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -92,6 +90,3 @@ class Identity(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jnp.asarray(x)
-
-
-Embedder = Any  # a callable nnx.Module, as above

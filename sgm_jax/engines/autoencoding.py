@@ -134,7 +134,7 @@ class AutoencodingEngine:
     @property
     def factor(self) -> int:
         """What height and width in pixels must be divisible by."""
-        return self.structure.module().factor
+        return self.structure.shape.factor
 
 
 def _frames(x: jax.Array) -> jax.Array:

@@ -279,24 +279,20 @@ class DiffusionEngine:
         """Height and width of the latents of images of `size`."""
         return size[0] // self.first_stage_factor, size[1] // self.first_stage_factor
 
-    @functools.cached_property
-    def _module(self) -> DiffusionModel:
-        return self.structure.module()
-
     @property
     def first_stage_factor(self) -> int:
         """Pixels per latent, along one side."""
-        stage = self._module.first_stage
+        stage = self.structure.shape.first_stage
         return 1 if stage is None else stage.factor
 
     @property
     def factor(self) -> int:
         """What height and width in pixels must be divisible by."""
-        return self.first_stage_factor * self._module.network.frame.factor
+        return self.first_stage_factor * self.structure.shape.network.frame.factor
 
     @property
     def latent_channels(self) -> int:
-        return self._module.network.frame.out_conv.out_features
+        return self.structure.shape.network.frame.out_conv.out_features
 
     # Looking.
 
@@ -316,7 +312,7 @@ class DiffusionEngine:
         z = self.sample_latents(params, frozen, told, sample_key, size=size)
         video = lambda x: to_uint8(x).reshape(clips.shape)
         pictures = {'inputs': video(clips), 'samples': video(self.decode(params, frozen, z))}
-        if self._module.first_stage is not None:
+        if self.structure.shape.first_stage is not None:
             latents = self.encode(params, frozen, frames)
             pictures['reconstructions'] = video(self.decode(params, frozen, latents))
         return pictures

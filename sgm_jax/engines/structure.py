@@ -31,6 +31,11 @@ class Structure:
         """The module with shapes in place of arrays."""
         return nnx.eval_shape(lambda: self.build(Keys(0)))
 
+    @functools.cached_property
+    def shape(self) -> nnx.Module:
+        """`module`, built once: to be looked at, not to be filled."""
+        return self.module()
+
     def split(self, module: nnx.Module) -> tuple[nnx.GraphDef, PyTree, PyTree]:
         """(structure, trainable, frozen) of a module."""
         trained = lambda path, value: isinstance(value, nnx.Param) and self.trainable(path)
@@ -40,7 +45,7 @@ class Structure:
     @functools.cached_property
     def abstract(self) -> tuple[nnx.GraphDef, PyTree, PyTree]:
         """`split` with shapes in place of arrays."""
-        return self.split(self.module())
+        return self.split(self.shape)
 
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         """Fresh (trainable, frozen) parameters; traceable."""

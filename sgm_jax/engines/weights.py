@@ -79,7 +79,7 @@ class Weights:
         return nnx.to_pure_dict(nnx.state(stage))
 
     def _parts_with_weights(self) -> set[str]:
-        module = self.structure.module()
+        module = self.structure.shape
         return {
             path[0]
             for path, variable in nnx.to_flat_state(nnx.state(module))
