@@ -26,11 +26,14 @@ setup: $(INSTALLED) ## make .venv and install the package in it
 demo: setup ## train a small video model on real clips and sample a video
 	$(VENV)/bin/python -m sgm_jax.tools.demo
 
+# A process a core, and a file of tests to each: compiling keeps only one core busy.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: setup ## the tests, without the slow ones
-	$(VENV)/bin/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: setup ## all tests
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 lint: setup ## style and format
 	$(VENV)/bin/python -m ruff check .

@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks import process
 from benchmarks.cases import CHANNEL_MULT, HEAD_CHANNELS, VideoUNetCase
+from sgm_jax.parallel.host_memory import restart_with_large_pages
 
 
 def measure(case: VideoUNetCase, threads: int) -> dict:
@@ -131,4 +132,5 @@ class Draw:
 
 
 if __name__ == '__main__':
+    restart_with_large_pages()  # as train.py and sample.py do
     process.main(measure)

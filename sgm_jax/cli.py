@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from sgm_jax.config import check_keys, load_config
 from sgm_jax.errors import UserError
+from sgm_jax.parallel.host_memory import restart_with_large_pages
 from sgm_jax.training.run import STOPPED
 
 # The exit code of a user's mistake.
@@ -25,6 +26,8 @@ def define_config(help_string: str) -> flags.FlagHolder:
 
 def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> None:
     """Parses the flags, calls `main` and exits: 0 or what it returns, or 2 after one line on a mistake."""
+    if argv is None:
+        restart_with_large_pages()
     show_messages()
     try:
         _parse(list(sys.argv if argv is None else argv))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 
 import jax
@@ -18,7 +19,10 @@ def _compile_once(tmp_path_factory):
     """What one test has compiled no other compiles again; and quickly, for little is run."""
     options = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
     compiler.OPTIONS['cpu'] = {**compiler.OPTIONS['cpu'], **options}
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
+    # Next to the folders of pytest-xdist's workers: they share it.
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if 'PYTEST_XDIST_WORKER' in os.environ else shared
+    jax.config.update('jax_compilation_cache_dir', str(shared / 'compiled'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 

@@ -33,9 +33,13 @@ def config_file(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory) -> dict[str, str]:
-    """An environment in which processes share what they have compiled."""
-    folder = str(tmp_path_factory.mktemp('compiled_by_processes'))
-    return {**os.environ, 'JAX_COMPILATION_CACHE_DIR': folder, 'JAX_PLATFORMS': 'cpu'}
+    """An environment in which processes compile quickly, and share what they have compiled."""
+    return {
+        **os.environ,
+        'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled_by_processes')),
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+    }
 
 
 def command(*words: object, **options) -> subprocess.CompletedProcess:
