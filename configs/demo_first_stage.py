@@ -24,7 +24,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.model = {
         'name': 'autoencoding',
         'first_stage': video.model.first_stage,
-        'loss': {'kind': 'l1', 'kl_weight': 1e-4},
+        # 1e-4 of the divergence per latent value, of which a picture has 1024.
+        'loss': {
+            'name': 'reconstruction',
+            'kind': 'l1',
+            'regularization_weights': {'kl_loss': 1e-7},
+        },
     }
     config.data = video.data
     config.data.update(num_frames=1, windows_per_video=128, cache=True)

@@ -15,9 +15,10 @@ from sgm_jax.diffusion.loss import StandardDiffusionLoss
 from sgm_jax.diffusion.scaling import EpsScaling, VScalingWithEDMcNoise
 from sgm_jax.diffusion.sigma_sampling import EDMSampling
 from sgm_jax.diffusion.weighting import EpsWeighting, VWeighting
+from sgm_jax.engines.protocol import Gradients, Players
 from sgm_jax.interop import from_sgm, to_sgm
 from sgm_jax.training.optimizers import make_optimizer
-from sgm_jax.training.state import Average, apply_gradients, fresh
+from sgm_jax.training.state import Average, Optimizers, apply_gradients, fresh
 
 VIDEO = 'sgm.modules.diffusionmodules.video_model.VideoUNet'
 IMAGE = 'sgm.modules.diffusionmodules.openaimodel.UNetModel'
@@ -46,6 +47,7 @@ def test_three_steps(case):
         eps=config['eps'],
     )
     optimizer = make_optimizer(node, optax.constant_schedule(config['lr']))
+    optimizers = Optimizers(main=optimizer, adversary=optax.identity())
     average = Average(limit=config['ema_decay'])
 
     def losses_of(params, batch):
@@ -66,9 +68,10 @@ def test_three_steps(case):
     def step(state, batch):
         (_, losses), gradients = jax.value_and_grad(losses_of, has_aux=True)(state.params, batch)
         norm = optax.tree.norm(gradients)
-        return apply_gradients(state, gradients, optimizer, average), losses, norm
+        found = Gradients(params=gradients, logs={})
+        return apply_gradients(state, found, optimizers, average), losses, norm
 
-    state = fresh(nnx.to_pure_dict(params), optimizer)
+    state = fresh(Players(params=nnx.to_pure_dict(params)), optimizers)
     maps = ('x', 'noise', 'concat')
     for k in range(3):
         batch = {n: golden.last(v[k]) if n in maps else v[k] for n, v in inputs.items()}

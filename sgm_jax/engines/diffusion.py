@@ -19,6 +19,7 @@ from sgm_jax.diffusion.guiders import Guider, guide
 from sgm_jax.diffusion.loss import StandardDiffusionLoss
 from sgm_jax.diffusion.samplers import Sampler
 from sgm_jax.engines.model import DiffusionModel, build_model, check_pixels
+from sgm_jax.engines.protocol import Gradients, Players, gradients_of
 from sgm_jax.engines.structure import PyTree, Structure, to_uint8
 from sgm_jax.engines.tasks import TASKS, ImageToVideo, conditioning_frames
 from sgm_jax.engines.weights import Weights
@@ -136,7 +137,10 @@ class DiffusionEngine:
     def init(self, key: jax.Array) -> PyTree:
         return self.structure.init(key)[0]
 
-    def init_frozen(self, key: jax.Array) -> PyTree:
+    def init_adversary(self, key: jax.Array) -> None:
+        return None
+
+    def init_frozen(self, key: jax.Array, *, training: bool = True) -> PyTree:
         return self.weights.frozen()
 
     def pretrained(self) -> PyTree | None:
@@ -151,9 +155,19 @@ class DiffusionEngine:
             )
         check_pixels(self.factor, height, width)
 
+    def turn(self, step: int) -> str:
+        """There is one player."""
+        return ''
+
+    def gradients(
+        self, turn: str, players: Players, frozen: PyTree, batch: Batch, key: jax.Array
+    ) -> Gradients:
+        return gradients_of(lambda params: self.loss(params, frozen, batch, key), players.params)
+
     def loss(
         self, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """A scalar to minimise and scalars to log; traceable."""
         model = self.structure.merge(params, frozen)
         task_key, encode_key, drop_key, noise_key, dropout_key = jax.random.split(key, 5)
         examples, num_frames = len(batch['jpg']), self.task.num_frames
@@ -188,6 +202,10 @@ class DiffusionEngine:
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """(cond, uncond) for the clips of a conditioner's batch."""
         return self._condition(params, frozen, dict(batch))
+
+    def metrics(self, params: PyTree, frozen: PyTree, batch: Batch) -> dict[str, float]:
+        """None: what a diffusion model makes of held-out examples is looked at."""
+        return {}
 
     @functools.cached_property
     def _condition(self) -> Callable:
@@ -297,7 +315,13 @@ class DiffusionEngine:
     # Looking.
 
     def pictures(
-        self, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array
+        self,
+        params: PyTree,
+        frozen: PyTree,
+        batch: Batch,
+        key: jax.Array,
+        *,
+        players: Players | None = None,
     ) -> dict[str, np.ndarray]:
         """The clips, what the first stage makes of them, and samples from their first frames."""
         clips = jnp.asarray(batch['jpg'])

@@ -21,7 +21,12 @@ from sgm_jax.networks.attention import ATTENTION
 from sgm_jax.networks.autoencoder import Autoencoder, Decoder, Encoder
 from sgm_jax.networks.clip import ARCHITECTURES, OpenCLIP
 from sgm_jax.networks.layers import Keys
-from sgm_jax.networks.regularizers import DiagonalGaussian
+from sgm_jax.networks.quantizers import EMAVectorQuantizer, GumbelQuantizer, VectorQuantizer
+from sgm_jax.networks.regularizers import (
+    DiagonalGaussian,
+    DiagonalGaussianRegularizer,
+    IdentityRegularizer,
+)
 from sgm_jax.networks.unet import UNetModel
 from sgm_jax.networks.video_decoder import VideoDecoder
 from sgm_jax.networks.video_unet import VideoUNet
@@ -121,7 +126,7 @@ def build_conditioner(nodes: Any, keys: Keys) -> GeneralConditioner:
 
 
 def build_first_stage(node: Mapping, keys: Keys) -> Autoencoder | None:
-    """'none', 'autoencoder_kl' (embed_dim and ddconfig) or 'autoencoder' (encoder and decoder)."""
+    """'none', 'autoencoder_kl' (embed_dim and ddconfig) or 'autoencoder' (encoder, decoder, regularizer)."""
     return build(FIRST_STAGES, node, where='model.first_stage', rngs=keys)
 
 
@@ -151,11 +156,23 @@ def _autoencoder_kl(*, embed_dim: int, ddconfig: Mapping, rngs: Keys) -> Autoenc
     )
 
 
-def _autoencoder(*, encoder: Mapping, decoder: Mapping, rngs: Keys) -> Autoencoder:
+def _autoencoder(
+    *,
+    encoder: Mapping,
+    decoder: Mapping,
+    regularizer: Mapping | None = None,
+    embed_dim: int | None = None,
+    rngs: Keys,
+) -> Autoencoder:
     return Autoencoder(
         call(Encoder, _typed(encoder), where='first_stage.encoder', rngs=rngs),
         _decoder(decoder, rngs),
+        embed_dim=embed_dim,
+        z_channels=encoder['z_channels'],
+        double_z=encoder.get('double_z', True),
         rngs=rngs,
+        regularization=regularizer
+        and build(REGULARIZERS, regularizer, where='first_stage.regularizer', rngs=rngs),
     )
 
 
@@ -208,6 +225,13 @@ def _video_prediction(
     )
 
 
+REGULARIZERS = {
+    'diagonal_gaussian': DiagonalGaussianRegularizer,
+    'identity': IdentityRegularizer,
+    'vector_quantizer': VectorQuantizer,
+    'ema_vector_quantizer': EMAVectorQuantizer,
+    'gumbel_quantizer': GumbelQuantizer,
+}
 DECODERS = {'decoder': Decoder, 'video_decoder': VideoDecoder}
 FIRST_STAGES = {
     'none': lambda: None,

@@ -1,12 +1,53 @@
 """What the training loop needs of an engine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import flax.struct
 import jax
 import numpy as np
 
 PyTree = Any
+
+
+@flax.struct.dataclass
+class Players:
+    """What learns.
+
+    Attributes:
+      params: trainable parameters, float32.
+      adversary: of an adversarial training, the discriminator (params and statistics); else None.
+    """
+
+    params: PyTree
+    adversary: Any = None
+
+
+@flax.struct.dataclass
+class Gradients:
+    """What a batch teaches.
+
+    Attributes:
+      params: the gradients of the parameters; None if it is not their turn.
+      logs: scalars.
+      after: of the parameters, those that are set outright (running figures), as a part of their tree.
+      adversary: the gradients of the adversary's parameters; None if it is not its turn.
+      adversary_after: the adversary as its forward passes left it.
+    """
+
+    params: PyTree
+    logs: Mapping[str, jax.Array]
+    after: PyTree = flax.struct.field(default_factory=dict)
+    adversary: PyTree = None
+    adversary_after: Any = None
+
+
+def gradients_of(
+    loss: Callable[[PyTree], tuple[jax.Array, Mapping[str, jax.Array]]], params: PyTree
+) -> Gradients:
+    """Where one loss is all there is."""
+    (_, logs), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    return Gradients(params=gradients, logs=logs)
 
 
 class Engine(Protocol):
@@ -20,8 +61,15 @@ class Engine(Protocol):
         """Fresh trainable parameters; traceable."""
         ...
 
-    def init_frozen(self, key: jax.Array) -> PyTree:
-        """The frozen parameters, read from their files; on the host. Raises UserError without a file."""
+    def init_adversary(self, key: jax.Array) -> Any:
+        """A fresh adversary, or None; traceable."""
+        ...
+
+    def init_frozen(self, key: jax.Array, *, training: bool = True) -> PyTree:
+        """The frozen parameters, read from their files; on the host. Raises UserError without a file.
+
+        Without `training`, those alone that encoding, sampling and decoding need.
+        """
         ...
 
     def pretrained(self) -> PyTree | None:
@@ -32,16 +80,40 @@ class Engine(Protocol):
         """Raises a UserError if an example (without a batch axis) does not fit the model."""
         ...
 
-    def loss(
-        self, params: PyTree, frozen: PyTree, batch: Mapping[str, jax.Array], key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """A scalar to minimise and scalars to log; traceable."""
+    def turn(self, step: int) -> str:
+        """Who learns after `step` batches: a name for `gradients`, a compiled step each."""
+        ...
+
+    def gradients(
+        self,
+        turn: str,
+        players: Players,
+        frozen: PyTree,
+        batch: Mapping[str, jax.Array],
+        key: jax.Array,
+    ) -> Gradients:
+        """What a batch teaches those whose `turn` it is; traceable."""
         ...
 
     def pictures(
-        self, params: PyTree, frozen: PyTree, batch: Mapping[str, jax.Array], key: jax.Array
+        self,
+        params: PyTree,
+        frozen: PyTree,
+        batch: Mapping[str, jax.Array],
+        key: jax.Array,
+        *,
+        players: Players | None = None,
     ) -> dict[str, np.ndarray]:
-        """What to look at: uint8 images (b, h, w, c) or videos (b, t, h, w, c), by name; on the host."""
+        """What to look at: uint8 images (b, h, w, c) or videos (b, t, h, w, c), by name; on the host.
+
+        `params` are the averaged ones; the `players` of the moment may be shown beside them.
+        """
+        ...
+
+    def metrics(
+        self, params: PyTree, frozen: PyTree, batch: Mapping[str, jax.Array]
+    ) -> dict[str, float]:
+        """Figures of averaged parameters on held-out examples, by name; on the host."""
         ...
 
     def encode(self, params: PyTree, frozen: PyTree, images: jax.Array) -> jax.Array:

@@ -22,10 +22,13 @@ class Structure:
       build: makes the module, given the keys of its initial values.
       trainable: says of a parameter's path (attribute names and list indices) whether it is trained.
         Buffers never are.
+      kinds: the variables among which the trained ones are. With Statistics they lie beside the parameters,
+        to be replaced after each step.
     """
 
     build: Callable[[Keys], nnx.Module]
     trainable: Callable[[tuple], bool] = lambda path: True
+    kinds: tuple[type, ...] = (nnx.Param,)
 
     def module(self) -> nnx.Module:
         """The module with shapes in place of arrays."""
@@ -38,7 +41,7 @@ class Structure:
 
     def split(self, module: nnx.Module) -> tuple[nnx.GraphDef, PyTree, PyTree]:
         """(structure, trainable, frozen) of a module."""
-        trained = lambda path, value: isinstance(value, nnx.Param) and self.trainable(path)
+        trained = lambda path, value: isinstance(value, self.kinds) and self.trainable(path)
         graphdef, params, frozen = nnx.split(module, trained, ...)
         return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
 

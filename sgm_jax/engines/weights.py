@@ -1,16 +1,24 @@
 """Where a model's weights come from, besides training: files, read once, at the start of a run."""
 
 import dataclasses
+import logging
+import re
 
 import jax
+import numpy as np
 from flax import nnx
 
+from sgm_jax.engines.model import build_first_stage
 from sgm_jax.engines.structure import PyTree, Structure
 from sgm_jax.errors import UserError
-from sgm_jax.interop import checkpoint_files, workdir_files
-from sgm_jax.networks.layers import Buffer
+from sgm_jax.interop import checkpoint_files, to_sgm, workdir_files
+from sgm_jax.networks.layers import Buffer, Keys
 
+LOG = logging.getLogger(__name__)
 FIRST_STAGE = 'first_stage'
+_PREFIX = 'first_stage_model.'
+# Of a temporal decoder, what a decoder of pictures has not.
+_OVER_TIME = re.compile(r'time_stack|time_mix|mix_factor|video_time_embed')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,12 +79,8 @@ class Weights:
         return self.structure.split(filled)[1 if trained else 2]
 
     def _first_stage(self) -> PyTree:
-        path = self.first_stage_checkpoint
-        if workdir_files.is_workdir(path):
-            return workdir_files.read_ema(path, self.structure.abstract[2][FIRST_STAGE])
-        module = self.structure.module().first_stage
-        stage = checkpoint_files.read(path, module, prefix='first_stage_model.')
-        return nnx.to_pure_dict(nnx.state(stage))
+        stage = Structure(build=lambda keys: self.structure.build(keys).first_stage)
+        return nnx.to_pure_dict(nnx.state(first_stage(self.first_stage_checkpoint, stage)))
 
     def _parts_with_weights(self) -> set[str]:
         module = self.structure.shape
@@ -85,6 +89,43 @@ class Weights:
             for path, variable in nnx.to_flat_state(nnx.state(module))
             if not isinstance(variable, Buffer) and _has(self.structure.abstract[2], path)
         }
+
+
+def first_stage(path: str, structure: Structure) -> nnx.Module:
+    """The autoencoder of a workdir in which one was trained, or of an sgm checkpoint that holds one.
+
+    Where the decoder works on clips and the file has one of pictures, what mixes time starts fresh.
+
+    Raises:
+      UserError: there is no such file, or it does not fit.
+    """
+    if workdir_files.is_workdir(path):
+        tensors, prefix = to_sgm(_trained(path)), ''
+    else:
+        tensors = checkpoint_files.Safetensors(path)
+        prefix = _PREFIX if any(name.startswith(_PREFIX) for name in tensors) else ''
+    fresh = {}
+    if not any(_OVER_TIME.search(name) for name in tensors):
+        fresh = {k: v for k, v in _fresh(structure).items() if _OVER_TIME.search(k)}
+    if fresh:
+        LOG.info('%s has a decoder of pictures: %d tensors over time start fresh', path, len(fresh))
+        given = {name: tensors[name] for name in tensors if name.startswith(prefix)}
+        tensors = {**{prefix + name: value for name, value in fresh.items()}, **given}
+    return checkpoint_files.fill(structure.module(), tensors, path, prefix=prefix)
+
+
+def _trained(workdir: str) -> nnx.Module:
+    node = workdir_files.read_config(workdir).model.first_stage
+    module = Structure(build=lambda keys: build_first_stage(node, keys)).module()
+    wanted = nnx.to_pure_dict(nnx.state(module))
+    nnx.update(module, workdir_files.read_ema(workdir, wanted))
+    return module
+
+
+def _fresh(structure: Structure) -> dict[str, np.ndarray]:
+    module = structure.module()
+    nnx.update(module, jax.jit(lambda: nnx.state(structure.build(Keys(0))))())
+    return to_sgm(module)
 
 
 def _has(tree: PyTree, path: tuple) -> bool:

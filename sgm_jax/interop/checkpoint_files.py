@@ -65,8 +65,13 @@ def read(
     Raises:
       UserError: the file is missing or damaged, or lists what does not fit.
     """
+    return fill(module, Safetensors(path), path, prefix=prefix, only=only)
+
+
+def fill(module: nnx.Module, tensors: Mapping[str, Any], path: str, **options: Any) -> nnx.Module:
+    """`sgm.load` on the host, of tensors that come from `path`: its errors name that."""
     try:
-        return sgm.load(module, Safetensors(path), prefix=prefix, only=only, place=np.asarray)
+        return sgm.load(module, tensors, place=np.asarray, **options)
     except SafetensorError as error:
         raise UserError(f'{path} is damaged ({error}); download it again') from error
     except UserError as error:

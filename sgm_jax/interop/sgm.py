@@ -63,6 +63,8 @@ def _outward(entry: Entry):
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(entry.shape, value.dtype)
     array = np.asarray(value)
+    if np.issubdtype(array.dtype, np.integer):
+        array = array.astype(np.int64)  # as PyTorch counts
     return np.ascontiguousarray(_swap(array)) if entry.turned else array
 
 

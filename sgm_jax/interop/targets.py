@@ -11,7 +11,10 @@ from sgm_jax.config import call, check_keys, lookup, plain
 from sgm_jax.errors import UserError
 from sgm_jax.networks.autoencoder import Autoencoder, Decoder, Encoder
 from sgm_jax.networks.clip import ARCHITECTURES, OpenCLIP, clip_preprocess
+from sgm_jax.networks.discriminator import NLayerDiscriminator
 from sgm_jax.networks.layers import Keys
+from sgm_jax.networks.lpips import LPIPS
+from sgm_jax.networks.quantizers import EMAVectorQuantizer, GumbelQuantizer, VectorQuantizer
 from sgm_jax.networks.unet import UNetModel
 from sgm_jax.networks.video_decoder import VideoDecoder
 from sgm_jax.networks.video_unet import VideoUNet
@@ -120,15 +123,36 @@ def _autoencoder_kl(params: dict, rngs: Keys) -> nnx.Module:
     )
 
 
+def _quantizer(module: Callable) -> Callable:
+    def build(params: dict, rngs: Keys) -> nnx.Module:
+        return call(module, params, where=module.__name__, rngs=rngs)
+
+    return build
+
+
+_QUANTIZE = 'sgm.modules.autoencoding.regularizers.quantize'
+_QUANTIZERS = {
+    f'{_QUANTIZE}.{module.__name__}': _quantizer(module)
+    for module in (VectorQuantizer, EMAVectorQuantizer, GumbelQuantizer)
+}
+
+
 def _autoencoding_engine(params: dict, rngs: Keys) -> nnx.Module:
     nodes = ('encoder_config', 'decoder_config')
     _check('AutoencodingEngine', params, nodes, {'regularizer_config'})
     encoder, decoder = (params[name] for name in nodes)
     regularizer = params.get('regularizer_config')
     if regularizer is not None:
-        lookup(dict.fromkeys(_NO_WEIGHTS), regularizer.get('target'), 'regularizer_config')
+        choices = {**dict.fromkeys(_NO_WEIGHTS), **_QUANTIZERS}
+        weighs = lookup(choices, regularizer.get('target'), 'regularizer_config') is not None
+        regularizer = _part(regularizer) if weighs else None
     identity = encoder.get('target') == 'torch.nn.Identity'
-    return Autoencoder(None if identity else _part(encoder), _part(decoder), rngs=rngs)
+    return Autoencoder(
+        None if identity else _part(encoder),
+        _part(decoder),
+        rngs=rngs,
+        regularization=regularizer,
+    )
 
 
 def _part(node: Mapping[str, Any]) -> nnx.Module:
@@ -211,6 +235,7 @@ def architecture(params: Mapping[str, Any]) -> dict:
 
 _DIFFUSION = 'sgm.modules.diffusionmodules'
 TARGETS = {
+    'sgm.modules.autoencoding.lpips.model.model.NLayerDiscriminator': _network(NLayerDiscriminator),
     f'{_DIFFUSION}.openaimodel.UNetModel': _unet(UNetModel),
     f'{_DIFFUSION}.video_model.VideoUNet': _unet(VideoUNet),
     f'{_DIFFUSION}.model.Encoder': _ENCODER,
@@ -219,5 +244,7 @@ TARGETS = {
     'sgm.models.autoencoder.AutoencoderKL': _autoencoder_kl,
     'sgm.models.autoencoder.AutoencoderKLModeOnly': _autoencoder_kl,
     'sgm.models.autoencoder.AutoencodingEngine': _autoencoding_engine,
+    'sgm.modules.autoencoding.lpips.loss.lpips.LPIPS': _network(LPIPS, {'use_dropout'}),
     'sgm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder': _image_embedder,
+    **_QUANTIZERS,
 }

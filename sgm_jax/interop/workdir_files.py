@@ -13,6 +13,7 @@ from sgm_jax.interop import sgm
 
 PyTree = Any
 CHECKPOINTS, CONFIG, EMA = 'checkpoints', 'config.json', 'ema_params'
+LOSS = 'loss'
 
 
 def is_workdir(path: str | pathlib.Path) -> bool:
@@ -60,24 +61,34 @@ def read_ema(workdir: str | pathlib.Path, wanted: PyTree) -> PyTree:
         )
     folder = pathlib.Path(workdir).resolve() / CHECKPOINTS / str(step)
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    check_fits(folder, wanted)
-    placed = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or first)
+    # A loss may have learned something too (sgm: loss.logvar); it is no weight of the model.
+    learned_by_loss = _metadata(folder).get(LOSS, {})
+    whole = {LOSS: learned_by_loss, **wanted} if learned_by_loss else wanted
+    check_fits(folder, whole)
+    placed = lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or first
+    )
     try:
-        return ocp.load_checkpointables(folder, {EMA: jax.tree.map(placed, wanted)})[EMA]
+        found = ocp.load_checkpointables(folder, {EMA: jax.tree.map(placed, whole)})[EMA]
+        return {name: found[name] for name in wanted}
     except (ValueError, OSError) as error:
         raise damaged(folder, error) from error
 
 
 def check_fits(folder: pathlib.Path, wanted: PyTree) -> None:
     """Raises a UserError that lists what in a checkpoint's weights is missing, unexpected or mis-shaped."""
-    try:
-        found = ocp.metadata(folder, checkpointable_name=EMA).metadata
-    except (ValueError, KeyError, OSError) as error:
-        raise damaged(folder, error) from error
+    found = _metadata(folder)
     try:
         sgm.check_names(_shapes(wanted), _shapes(found))
     except UserError as error:
         raise UserError(f'{folder}: {error}') from error
+
+
+def _metadata(folder: pathlib.Path) -> PyTree:
+    try:
+        return ocp.metadata(folder, checkpointable_name=EMA).metadata
+    except (ValueError, KeyError, OSError) as error:
+        raise damaged(folder, error) from error
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

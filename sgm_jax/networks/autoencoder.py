@@ -16,6 +16,7 @@ from sgm_jax.networks.layers import (
     dropout,
     upsample_nearest,
 )
+from sgm_jax.networks.regularizers import DiagonalGaussianRegularizer
 
 
 class ResnetBlock(nnx.Module):
@@ -273,13 +274,22 @@ class Decoder(nnx.Module):
         self.conv_out = (conv_out or (lambda i, o: conv(i, o, **options)))(channels, out_ch)
         self.give_pre_end, self.tanh_out, self.dtype = give_pre_end, tanh_out, dtype
 
+    # Of the decoder's parts, where its last layer is: an adversarial loss weighs gradients there.
+    last_layer = ('conv_out', 'kernel')
+
     def __call__(self, z, **video):
+        h = self.features(z, **video)
+        return h.astype(jnp.float32) if self.give_pre_end else self.head(h, **video)
+
+    def features(self, z, **video):
+        """All but the last layer."""
         h = self.mid(self.conv_in(z.astype(self.dtype)), **video)
         for level in reversed(self.up):
             h = level(h, **video)
-        if self.give_pre_end:
-            return h.astype(jnp.float32)
-        h = self.norm_out(h, silu=True)
+        return h if self.give_pre_end else self.norm_out(h, silu=True)
+
+    def head(self, h, **video):
+        """The last layer: features to images."""
         h = (self.conv_out(h, **video) if video else self.conv_out(h)).astype(jnp.float32)
         return jnp.tanh(h) if self.tanh_out else h
 
@@ -290,6 +300,8 @@ class Autoencoder(nnx.Module):
     With an `embed_dim` it has the two 1x1 convolutions of sgm's AutoencoderKL (quant_conv before the
     moments, or, without double_z, before embed_dim channels; post_quant_conv before the decoder).
     Without an encoder (files of SV3D) encoding leaves everything as it is.
+    `regularization` is what stands between the two if it has weights, such as a codebook (quantizers.py);
+    encoding ends, and decoding begins, on either side of it.
     """
 
     def __init__(
@@ -302,8 +314,9 @@ class Autoencoder(nnx.Module):
         double_z: bool = True,
         dtype: Any = jnp.float32,
         rngs: Keys,
+        regularization: nnx.Module | None = None,
     ):
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.regularization = encoder, decoder, regularization
         one = lambda i, o: conv(i, o, 1, dtype=dtype, rngs=rngs) if embed_dim else None
         moments = 2 if double_z else 1
         self.quant_conv = one(moments * (z_channels or 0), moments * (embed_dim or 0))
@@ -319,7 +332,36 @@ class Autoencoder(nnx.Module):
         h = x if self.encoder is None else self.encoder(x)
         return h if self.quant_conv is None else self.quant_conv(h).astype(jnp.float32)
 
+    def regularized(
+        self, moments: jax.Array, key: jax.Array | None, *, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What the decoder is given for what the encoder said, and the regularizer's losses and figures.
+
+        Without a key nothing is drawn. By default the moments are of a diagonal Gaussian.
+        """
+        regularizer = self.regularization or DiagonalGaussianRegularizer()
+        return regularizer(moments, key, train=train)
+
     def decode(self, z: jax.Array, *, num_frames: int | None = None) -> jax.Array:
         """Latents (n, h, w, z) to images (n, f h, f w, 3); a temporal decoder needs `num_frames`."""
-        z = z if self.post_quant_conv is None else self.post_quant_conv(z)
-        return self.decoder(z) if num_frames is None else self.decoder(z, num_frames=num_frames)
+        return self.decoder(self._unquantized(z), **_video(num_frames))
+
+    def features(self, z: jax.Array, *, num_frames: int | None = None) -> jax.Array:
+        """Latents to what the decoder's last layer sees."""
+        return self.decoder.features(self._unquantized(z), **_video(num_frames))
+
+    def _unquantized(self, z):
+        return z if self.post_quant_conv is None else self.post_quant_conv(z)
+
+    def head(self, h: jax.Array, *, num_frames: int | None = None) -> jax.Array:
+        """The decoder's last layer."""
+        return self.decoder.head(h, **_video(num_frames))
+
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """The path of the decoder's last kernel."""
+        return ('decoder', *self.decoder.last_layer)
+
+
+def _video(num_frames: int | None) -> dict[str, int]:
+    return {} if num_frames is None else {'num_frames': num_frames}

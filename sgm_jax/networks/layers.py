@@ -159,6 +159,10 @@ class Buffer(nnx.Variable):
     """A constant of a network: loaded and saved with its weights, never trained."""
 
 
+class Statistic(nnx.Variable):
+    """What a network keeps a running figure of while it trains: neither trained nor constant."""
+
+
 class MLP(nnx.Module):
     """Linear, SiLU, linear: how sgm embeds noise levels, vectors and frame numbers."""
 

@@ -157,7 +157,25 @@ class VideoDecoder(nnx.Module):
         """Pixels per latent, along one side."""
         return self.decoder.factor
 
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """The path of the last kernel: of the convolution over time, where there is one."""
+        part = 'spatial' if isinstance(self.decoder.conv_out, FrameConv) else 'time_mix_conv'
+        return ('decoder', 'conv_out', part, 'kernel')
+
     def __call__(self, z: jax.Array, *, num_frames: int) -> jax.Array:
-        if len(z) % num_frames:
-            raise ValueError(f'{len(z)} frames do not divide into clips of {num_frames}')
-        return self.decoder(z, num_frames=num_frames)
+        return self.decoder(_whole_clips(z, num_frames), num_frames=num_frames)
+
+    def features(self, z: jax.Array, *, num_frames: int) -> jax.Array:
+        """All but the last layer."""
+        return self.decoder.features(_whole_clips(z, num_frames), num_frames=num_frames)
+
+    def head(self, h: jax.Array, *, num_frames: int) -> jax.Array:
+        """The last layer: features to frames."""
+        return self.decoder.head(h, num_frames=num_frames)
+
+
+def _whole_clips(z: jax.Array, num_frames: int) -> jax.Array:
+    if len(z) % num_frames:
+        raise ValueError(f'{len(z)} frames do not divide into clips of {num_frames}')
+    return z

@@ -158,7 +158,7 @@ def load(
         config.model.update(checkpoint=str(path), first_stage_checkpoint='', from_scratch=False)
         engine = build(config)
         params = jax.device_put(engine.pretrained())
-    frozen = jax.device_put(engine.init_frozen(jax.random.key(0)))
+    frozen = jax.device_put(engine.init_frozen(jax.random.key(0), training=False))
     return LoadedModel(engine=engine, params=params, frozen=frozen)
 
 

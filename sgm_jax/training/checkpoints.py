@@ -79,17 +79,17 @@ class Checkpoints:
             parts = self._orbax.load_checkpointables(step, _parts(wanted, data))
         except (ValueError, KeyError, OSError) as error:
             raise damaged(folder, error) from error
-        progress = parts['progress']
-        return TrainState(progress['step'], parts['params'], parts[EMA], progress['opt_state'])
+        return TrainState(params=parts['params'], ema_params=parts[EMA], **parts['progress'])
 
 
 def _parts(state: TrainState, data: grain.DatasetIterator) -> dict[str, Any]:
-    return {
-        'params': state.params,
-        EMA: state.ema_params,
-        'progress': {'step': state.step, 'opt_state': state.opt_state},
-        'data': data,
-    }
+    progress = {'step': state.step, 'opt_state': state.opt_state}
+    if state.adversary is not None:
+        progress |= {
+            'adversary': state.adversary,
+            'adversary_opt_state': state.adversary_opt_state,
+        }
+    return {'params': state.params, EMA: state.ema_params, 'progress': progress, 'data': data}
 
 
 def _unwritable(folder: pathlib.Path, error: Exception) -> UserError:

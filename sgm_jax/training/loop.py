@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -24,15 +25,15 @@ from sgm_jax.parallel import mesh as meshes
 from sgm_jax.training.checkpoints import Checkpoints
 from sgm_jax.training.logs import MAX_EXAMPLES, Logs
 from sgm_jax.training.optimizers import make_optimizer, make_schedule
-from sgm_jax.training.state import Average, TrainState, abstract
-from sgm_jax.training.step import make_init, make_step, start_from
+from sgm_jax.training.state import Average, Optimizers, TrainState, abstract
+from sgm_jax.training.step import first_players, make_init, make_step, start_from
 from sgm_jax.training.stop import StopRequest
 from sgm_jax.training.workdir import open_workdir
 
 LOG = logging.getLogger(__name__)
 
 NEEDED = ('seed', 'model', 'data', 'optimizer', 'train')
-PARTS = (*NEEDED, 'schedule', 'mesh', 'sample')
+PARTS = (*NEEDED, 'disc_optimizer', 'schedule', 'mesh', 'sample')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class Setup:
     engine: Engine
     options: Options
     mesh: jax.sharding.Mesh
-    optimizer: Any
+    optimizers: Optimizers
     wanted: TrainState
     step: Callable
 
@@ -118,30 +119,46 @@ class Setup:
             peak=config.optimizer.learning_rate,
             steps=options.steps // options.accumulate,
         )
-        optimizer = make_optimizer(
-            config.optimizer,
-            schedule,
+        players = jax.eval_shape(functools.partial(first_players, engine), jax.random.key(0))
+        if players.adversary and options.accumulate > 1 and engine.objective.alternate:
+            raise UserError(
+                'train.accumulate goes with model.loss.alternate=False: by turns, each would see every other '
+                'batch'
+            )
+        make = functools.partial(
+            make_optimizer,
+            schedule=schedule,
             clip_norm=options.clip_norm,
             accumulate=options.accumulate,
         )
-        params = jax.eval_shape(engine.init, jax.random.key(0))
-        wanted = abstract(params, optimizer, mesh)
+        optimizers = Optimizers(
+            main=make(config.optimizer, params=players.params),
+            adversary=make(_disc_optimizer(config), where='disc_optimizer'),
+        )
+        wanted = abstract(players, optimizers, mesh)
         average = Average(limit=options.ema_decay, accumulate=options.accumulate)
         return cls(
             engine=engine,
             options=options,
             mesh=mesh,
-            optimizer=optimizer,
+            optimizers=optimizers,
             wanted=wanted,
-            step=make_step(engine, optimizer, average, schedule, wanted),
+            step=make_step(engine, optimizers, average, schedule, wanted),
         )
 
     def first_state(self, key: jax.Array) -> TrainState:
         """From the engine's checkpoint if it has one, else at random."""
         params = self.engine.pretrained()
         if params is not None:
-            return start_from(params, self.optimizer, self.wanted)
-        return make_init(self.engine, self.optimizer, self.wanted)(key)
+            return start_from(params, self.engine, self.optimizers, self.wanted, key)
+        return make_init(self.engine, self.optimizers, self.wanted)(key)
+
+
+def _disc_optimizer(config: ml_collections.ConfigDict) -> dict:
+    """The discriminator's is the other one, but for the keys that `config.disc_optimizer` has."""
+    own = plain(config.get('disc_optimizer', {}))
+    shared = {k: v for k, v in plain(config.optimizer).items() if k not in ('groups', 'lr_factor')}
+    return {**shared, **own}
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Result:
@@ -188,19 +205,21 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
         step = begin
         while step < options.steps and not stop.wanted:
             batch = window.timed('data_wait', lambda: meshes.put_batch(next(data), mesh))
-            state, scalars = setup.step(state, frozen, batch, step_key)
+            turn = setup.engine.turn(step)
+            state, scalars = setup.step(turn, state, frozen, batch, step_key)
             step += 1
             window.add(scalars)
             bar.update()
             if step % options.log_every == 0 or step == options.steps:
                 values = window.close(options.batch_size)
-                bar.set_postfix_str(
-                    f'loss {values["loss"]:.4f}, {values["step_seconds"]:.2f} s/step'
-                )
+                loss = f'loss {values["loss"]:.4f}, ' if 'loss' in values else ''
+                bar.set_postfix_str(f'{loss}{values["step_seconds"]:.2f} s/step')
                 logs.scalars(step, values)
                 _check_finite(values, step, checkpoints.latest)
             if painter and options.image_every and step % options.image_every == 0:
-                logs.pictures(step, painter(state, frozen))
+                figures, pictures = painter(state, frozen)
+                logs.scalars(step, figures)
+                logs.pictures(step, pictures)
                 window.restart_clock()
             due = step % options.checkpoint_every == 0 or step == options.steps
             if due or stop.wanted:
@@ -245,7 +264,10 @@ class _Window:
             return {}
         steps = len(self._scalars)
         found = jax.device_get(self._scalars)
-        values = {k: float(np.mean([scalars[k] for scalars in found])) for k in found[0]}
+        # What one turn logs another need not.
+        names = dict.fromkeys(name for scalars in found for name in scalars)
+        mean = lambda name: np.mean([scalars[name] for scalars in found if name in scalars])
+        values = {name: float(mean(name)) for name in names}
         seconds = (time.perf_counter() - self._start) / steps
         values |= {
             'step_seconds': seconds,
@@ -275,8 +297,13 @@ class _Painter:
             count = min(MAX_EXAMPLES, options.batch_size, len(source))
             self.batch = pipeline.held_out_batch(source, count)
 
-    def __call__(self, state: TrainState, frozen: Any) -> dict[str, np.ndarray]:
-        return self.engine.pictures(state.ema_params, frozen, self.batch, self.key)
+    def __call__(
+        self, state: TrainState, frozen: Any
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Figures and pictures, by name."""
+        averaged = (state.ema_params, frozen, self.batch)
+        pictures = self.engine.pictures(*averaged, self.key, players=state.players)
+        return self.engine.metrics(*averaged), pictures
 
 
 def _check_finite(values: Mapping[str, float], step: int, saved: int | None) -> None:

@@ -1,11 +1,16 @@
 """Optimizers and learning-rate schedules by name. Both count optimizer steps, not accumulated batches."""
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import optax
 
 from sgm_jax.config import build, plain
 from sgm_jax.errors import UserError
+
+PyTree = Any
 
 
 def constant(*, peak: float, warmup_steps: int = 0) -> optax.Schedule:
@@ -53,22 +58,67 @@ def make_schedule(node: Mapping, *, peak: float, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    node: Mapping, schedule: optax.Schedule, *, clip_norm: float = 0.0, accumulate: int = 1
+    node: Mapping,
+    schedule: optax.Schedule,
+    *,
+    clip_norm: float = 0.0,
+    accumulate: int = 1,
+    params: PyTree = None,
+    where: str = 'optimizer',
 ) -> optax.GradientTransformation:
     """The optimizer of `config.optimizer`, after clipping, over the mean of `accumulate` batches.
 
     Args:
-      node: `name`, `learning_rate` (which the schedule has already taken) and the optimizer's keywords.
+      node: `name`, `learning_rate` (which the schedule has already taken), the optimizer's keywords, and
+        `lr_factor`, times the learning rate; `groups`, each a node of a `pattern` and of what differs for the
+        parameters whose dotted paths it matches from their start. The first that matches counts.
       schedule: learning rate by optimizer step.
       clip_norm: the largest global gradient norm; 0 for any.
       accumulate: batches per optimizer step.
+      params: the trained tree (arrays or shapes), which groups are checked against.
+      where: the node's name, for errors.
     """
     options = {k: v for k, v in plain(node).items() if k != 'learning_rate'}
+    groups = options.pop('groups', ())
     if clip_norm < 0:
         raise UserError(f'train.clip_norm is {clip_norm}; give 0 (no clipping) or more')
-    optimizer = build(OPTIMIZERS, options, where='optimizer', learning_rate=schedule)
+    optimizer = _one(options, schedule, where)
+    if groups:
+        optimizer = _by_group(groups, options, schedule, params, where)
     if clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
     if accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
     return optimizer
+
+
+def _one(options: Mapping, schedule: optax.Schedule, where: str) -> optax.GradientTransformation:
+    options = dict(options)
+    factor = options.pop('lr_factor', 1.0)
+    scaled = schedule if factor == 1.0 else lambda step: factor * schedule(step)
+    return build(OPTIMIZERS, options, where=where, learning_rate=scaled)
+
+
+def _by_group(groups, options, schedule, params, where):
+    patterns, parts = [], {'rest': _one(options, schedule, where)}
+    for index, group in enumerate(groups):
+        place = f'{where}.groups[{index}]'
+        if 'pattern' not in group:
+            raise UserError(f"{place}: missing 'pattern'")
+        own = {k: v for k, v in group.items() if k != 'pattern'}
+        patterns.append(re.compile(group['pattern']))
+        parts[str(index)] = _one({**options, **own}, schedule, place)
+
+    def label(path: tuple, _: jax.Array) -> str:
+        name = '.'.join(str(getattr(key, 'key', key)) for key in path)
+        found = (str(i) for i, pattern in enumerate(patterns) if pattern.match(name))
+        return next(found, 'rest')
+
+    labels = lambda tree: jax.tree_util.tree_map_with_path(label, tree)
+    used = set(jax.tree.leaves(labels(params)))
+    for index, group in enumerate(groups):
+        if str(index) not in used:
+            raise UserError(
+                f'{where}.groups[{index}]: no parameter begins with {group["pattern"]!r}'
+            )
+    return optax.partition(parts, labels)

@@ -1,6 +1,7 @@
 """What lives from step to step: one pytree, born sharded, and the two functions that change it."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sgm_jax.engines.protocol import Gradients, Players
 from sgm_jax.parallel import mesh as meshes
 
 PyTree = Any
@@ -22,39 +24,78 @@ class TrainState:
       params: trainable parameters, float32.
       ema_params: their running average, which samples are drawn with.
       opt_state: the optimizer's.
+      adversary: of an adversarial training, the discriminator (params and statistics); else None.
+      adversary_opt_state: its optimizer's.
     """
 
     step: jax.Array
     params: PyTree
     ema_params: PyTree
     opt_state: PyTree
+    adversary: Any = None
+    adversary_opt_state: PyTree = None
+
+    @property
+    def players(self) -> Players:
+        """What learns."""
+        return Players(params=self.params, adversary=self.adversary)
 
 
-def fresh(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizers:
+    """One for the parameters, one for the adversary's."""
+
+    main: optax.GradientTransformation
+    adversary: optax.GradientTransformation
+
+
+def fresh(players: Players, optimizers: Optimizers) -> TrainState:
     """The state before the first step; traceable."""
-    # Copies: two leaves must not share a buffer that is donated later.
-    ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+    params, adversary = players.params, players.adversary
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        # Copies: two leaves must not share a buffer that is donated later.
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=optimizers.main.init(params),
+        adversary=adversary,
+        adversary_opt_state=optimizers.adversary.init(adversary.params) if adversary else None,
+    )
 
 
-def abstract(
-    params: PyTree, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
-) -> TrainState:
-    """Shapes and shardings of the state of `params` (arrays or shapes); nothing is computed.
+def abstract(players: Players, optimizers: Optimizers, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shapes and shardings of the state of `players` (arrays or shapes); nothing is computed.
 
     Moments and accumulated gradients lie as their parameters do.
     """
-    params = meshes.abstract(params, mesh)
+    players = meshes.abstract(players, mesh)
+    params, adversary = players.params, players.adversary
+    moments = functools.partial(_abstract_moments, mesh=mesh)
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(mesh)),
+        params=params,
+        ema_params=params,
+        opt_state=moments(optimizers.main, params),
+        adversary=adversary,
+        adversary_opt_state=moments(optimizers.adversary, adversary.params) if adversary else None,
+    )
+
+
+def _abstract_moments(
+    optimizer: optax.GradientTransformation, params: PyTree, *, mesh: jax.sharding.Mesh
+) -> PyTree:
     whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.replicated(mesh))
-    opt_state = optax.tree_map_params(
+    # Where a group has an optimizer of its own, the others' moments are masked.
+    masked = lambda x: isinstance(x, optax.MaskedNode)
+    like = lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding)
+    return optax.tree_map_params(
         optimizer,
-        lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding),
+        lambda x, p: x if masked(x) else like(x, p),
         jax.eval_shape(optimizer.init, params),
         params,
         transform_non_params=whole,
+        is_leaf=masked,
     )
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(mesh))
-    return TrainState(step, params, params, opt_state)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,13 +120,34 @@ class Average:
 
 
 def apply_gradients(
-    state: TrainState,
-    gradients: PyTree,
-    optimizer: optax.GradientTransformation,
-    average: Average,
+    state: TrainState, gradients: Gradients, optimizers: Optimizers, average: Average
 ) -> TrainState:
     """The state after one batch's gradients; traceable."""
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    return TrainState(step, params, average(state.ema_params, params, step), opt_state)
+    params, opt_state = state.params, state.opt_state
+    if gradients.params is not None:
+        updates, opt_state = optimizers.main.update(gradients.params, opt_state, params)
+        params = _replaced(optax.apply_updates(params, updates), gradients.after)
+    adversary = gradients.adversary_after
+    adversary = state.adversary if adversary is None else adversary
+    adversary_opt_state = state.adversary_opt_state
+    if gradients.adversary is not None:
+        updates, adversary_opt_state = optimizers.adversary.update(
+            gradients.adversary, adversary_opt_state, adversary.params
+        )
+        adversary = adversary.replace(params=optax.apply_updates(adversary.params, updates))
+    return TrainState(
+        step=step,
+        params=params,
+        ema_params=average(state.ema_params, params, step),
+        opt_state=opt_state,
+        adversary=adversary,
+        adversary_opt_state=adversary_opt_state,
+    )
+
+
+def _replaced(tree: PyTree, part: PyTree) -> PyTree:
+    """A tree of dicts with the leaves that `part` has of it."""
+    if not isinstance(part, dict):
+        return part
+    return {**tree, **{key: _replaced(tree[key], node) for key, node in part.items()}}

@@ -1,5 +1,6 @@
 """The compiled functions of a run: the first state, and the step from one state to the next."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,62 +8,83 @@ import jax
 import optax
 
 from sgm_jax.engines import Engine
+from sgm_jax.engines.protocol import Players
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.parallel.compiler import jit
-from sgm_jax.training.state import Average, TrainState, apply_gradients, fresh
+from sgm_jax.training.state import Average, Optimizers, TrainState, apply_gradients, fresh
 
 PyTree = Any
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
+def first_players(engine: Engine, key: jax.Array) -> Players:
+    """At random; traceable."""
+    params_key, adversary_key = jax.random.split(key)
+    return Players(params=engine.init(params_key), adversary=engine.init_adversary(adversary_key))
+
+
 def make_init(
-    engine: Engine, optimizer: optax.GradientTransformation, wanted: TrainState
+    engine: Engine, optimizers: Optimizers, wanted: TrainState
 ) -> Callable[[jax.Array], TrainState]:
     """A function from a key to the first state; no device ever holds the whole model."""
     # Without out_shardings all moments would be born on device 0.
     return jit(
-        lambda key: fresh(engine.init(key), optimizer), out_shardings=meshes.shardings(wanted)
+        lambda key: fresh(first_players(engine, key), optimizers),
+        out_shardings=meshes.shardings(wanted),
     )
 
 
 def start_from(
-    params: PyTree, optimizer: optax.GradientTransformation, wanted: TrainState
+    params: PyTree, engine: Engine, optimizers: Optimizers, wanted: TrainState, key: jax.Array
 ) -> TrainState:
     """The first state around parameters that are on the host."""
     placed = jax.tree.map(jax.device_put, params, meshes.shardings(wanted.params))
     start = jit(
-        lambda params: fresh(params, optimizer),
+        lambda params, key: fresh(first_players(engine, key).replace(params=params), optimizers),
         out_shardings=meshes.shardings(wanted),
         donate_argnums=0,
     )
-    return start(placed)
+    return start(placed, key)
 
 
 def make_step(
     engine: Engine,
-    optimizer: optax.GradientTransformation,
+    optimizers: Optimizers,
     average: Average,
     schedule: optax.Schedule,
     wanted: TrainState,
 ) -> Step:
-    """The train step: (state, frozen, batch, base key) -> (state, scalars to log).
+    """The train step: (turn, state, frozen, batch, base key) -> (state, scalars to log).
 
-    The state is donated. All randomness is a function of the base key and the step.
+    Each of the engine's turns is compiled when it first comes. The state is donated. All randomness is a
+    function of the base key and the step.
     """
     whole = meshes.replicated(wanted.step.sharding.mesh)
 
     def step(
-        state: TrainState, frozen: PyTree, batch: Mapping[str, jax.Array], base_key: jax.Array
+        turn: str,
+        state: TrainState,
+        frozen: PyTree,
+        batch: Mapping[str, jax.Array],
+        base_key: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(base_key, state.step)
-        loss_of = lambda params: engine.loss(params, frozen, batch, key)
-        (_, logs), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        after = apply_gradients(state, gradients, optimizer, average)
+        gradients = engine.gradients(turn, state.players, frozen, batch, key)
+        after = apply_gradients(state, gradients, optimizers, average)
+        norms = {'grad_norm': gradients.params, 'disc_grad_norm': gradients.adversary}
         return after, {
-            **logs,
-            'grad_norm': optax.tree.norm(gradients),
+            **gradients.logs,
+            **{name: optax.tree.norm(of) for name, of in norms.items() if of is not None},
             'learning_rate': schedule(state.step // average.accumulate),
             'ema_decay': average.decay(after.step),
         }
 
-    return jit(step, donate_argnums=0, out_shardings=(meshes.shardings(wanted), whole))
+    @functools.cache
+    def compiled(turn: str) -> Step:
+        return jit(
+            functools.partial(step, turn),
+            donate_argnums=0,
+            out_shardings=(meshes.shardings(wanted), whole),
+        )
+
+    return lambda turn, *arguments: compiled(turn)(*arguments)

@@ -30,6 +30,8 @@ FREE = (
     'data.cache_bytes',
     'model.checkpoint',
     'model.first_stage_checkpoint',
+    'model.lpips_checkpoint',
+    'model.lpips_linear',
     'mesh',
     'sample',
 )
@@ -60,7 +62,7 @@ def open_workdir(workdir: str | os.PathLike, config: ml_collections.ConfigDict) 
 def _saved(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config with the paths of weights made absolute: sampling may start in another folder."""
     saved = json.loads(json.dumps(plain(config)))
-    for key in ('checkpoint', 'first_stage_checkpoint'):
+    for key in ('checkpoint', 'first_stage_checkpoint', 'lpips_checkpoint', 'lpips_linear'):
         if saved['model'].get(key):
             saved['model'][key] = str(pathlib.Path(saved['model'][key]).expanduser().resolve())
     return saved

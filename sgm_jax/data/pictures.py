@@ -1,0 +1,208 @@
+"""Sources of pictures: crops of files, single frames of videos, and several sources as one."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sgm_jax.config import build, plain
+from sgm_jax.data import files
+from sgm_jax.data.framing import Framing
+from sgm_jax.data.videos import VideoClips
+from sgm_jax.errors import UserError
+from sgm_jax.sampling.media import read_image
+
+LOG = logging.getLogger(__name__)
+
+
+class Pictures:
+    """Random crops of the pictures in a folder, which are kept in memory as far as they fit.
+
+    A part of every picture, at its right, is held out: no crop crosses the boundary.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        height: int,
+        width: int,
+        split: str = 'train',
+        held_out_fraction: float = 0.2,
+        crops_per_picture: int = 16,
+        random: bool = True,
+        crop_scale: tuple[float, float] = (0.3, 1.0),
+        flip: bool = True,
+        cache_bytes: int = 2**30,
+    ):
+        """Lists the pictures; those that cannot be read are logged and counted in `skipped`.
+
+        Args:
+          path: a picture, a folder, a pattern, or 'demo'.
+          height, width: of a record, pixels.
+          split: 'train', or 'held_out'.
+          held_out_fraction: of each picture's width.
+          crops_per_picture: an epoch takes this many crops of each.
+          random: False for the largest crop, in the centre. Held-out crops are fixed: of the record's own
+            size, spread over the part that is held out.
+          crop_scale: range of a random crop's side, 1 being the largest that fits; never enlarged.
+          flip: mirror half of the crops.
+          cache_bytes: the most that is kept decoded.
+
+        Raises:
+          UserError: nothing usable at `path`, or options that make no sense.
+        """
+        if split not in ('train', 'held_out'):
+            raise UserError(f'data: split is {split!r}; choose train or held_out')
+        if not 0 <= held_out_fraction < 1 or (split == 'held_out' and not held_out_fraction):
+            raise UserError(
+                f'data: held_out_fraction is {held_out_fraction}; give above 0 and below 1'
+            )
+        if min(height, width, crops_per_picture) < 1:
+            raise UserError('data: height, width and crops_per_picture must be at least 1')
+        self.path, self.split, self.size = path, split, (height, width)
+        self.fraction, self.crops = held_out_fraction, crops_per_picture
+        self.drawn = random and split == 'train'
+        self.framing = Framing(size=self.size, scale=crop_scale, flip=flip)
+        self.skipped: dict[str, str] = {}
+        self.paths, self._kept, kept_bytes = [], {}, 0
+        for place in files.list_pictures(path):
+            try:
+                pixels = self._read(place)
+            except UserError as error:
+                self._skip(place, str(error))
+                continue
+            if min(p / s for p, s in zip(pixels.shape, self.size, strict=False)) < 1:
+                self._skip(place, f'its part for {split} is smaller than {height}x{width}')
+                continue
+            if kept_bytes + pixels.nbytes <= cache_bytes:
+                kept_bytes += pixels.nbytes
+                self._kept[len(self.paths)] = pixels
+            self.paths.append(place)
+        if not self.paths:
+            name, reason = next(iter(self.skipped.items()))
+            raise UserError(
+                f'data: none of the {len(self.skipped)} pictures at {path} can be used for {split}; the '
+                f'first: {name}: {reason}'
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths) * self.crops
+
+    def __getitem__(self, index: int) -> int:
+        return int(index)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """`jpg`, float32 (h, w, 3) in [-1, 1]."""
+        part, file = divmod(index % len(self), len(self.paths))
+        pixels = self._kept.get(file)
+        pixels = self._read(self.paths[file]) if pixels is None else pixels
+        if self.split == 'held_out':
+            frame = self._spread(pixels, part)
+        else:
+            frame = self.framing(pixels[None], rng if self.drawn else None)[0]
+        return {'jpg': frame.astype(np.float32) / np.float32(127.5) - np.float32(1)}
+
+    def describe(self) -> str:
+        """A few lines: how many, of what size, and what was skipped."""
+        height, width = self.size
+        lines = [
+            f'pictures ({self.split}): {len(self.paths)} at {self.path}, {len(self)} crops of '
+            f'{height}x{width} per epoch'
+        ]
+        if self.skipped:
+            name, reason = next(iter(self.skipped.items()))
+            lines.append(f'  {len(self.skipped)} pictures skipped; the first: {name}: {reason}')
+        return '\n'.join(lines)
+
+    def _read(self, place) -> np.ndarray:
+        pixels = read_image(place)
+        cut = round(pixels.shape[1] * (1 - self.fraction))
+        part = pixels[:, :cut] if self.split == 'train' else pixels[:, cut:]
+        return np.ascontiguousarray(part)
+
+    def _spread(self, pixels: np.ndarray, part: int) -> np.ndarray:
+        down, across = (p - s for p, s in zip(pixels.shape, self.size, strict=False))
+        top = round(down * (part + 0.5) / self.crops)
+        left = round(across * (part * 0.61803 % 1.0))  # spread, and never in step with the height
+        return pixels[top : top + self.size[0], left : left + self.size[1]]
+
+    def _skip(self, place, reason: str) -> None:
+        self.skipped[str(place)] = reason
+        LOG.warning('skipping a picture: %s: %s', place, reason)
+
+
+class VideoFrames:
+    """Single frames of videos, as pictures; the options are those of `video_clips`."""
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        height: int,
+        width: int,
+        split: str = 'train',
+        held_out_fraction: float = 0.2,
+        windows_per_video: int = 16,
+        random: bool = True,
+        crop_scale: tuple[float, float] = (0.5, 1.0),
+        flip: bool = False,
+        cache: bool = False,
+    ):
+        self.clips = VideoClips(
+            path=path,
+            num_frames=1,
+            height=height,
+            width=width,
+            split=split,
+            held_out_fraction=held_out_fraction,
+            windows_per_video=windows_per_video,
+            random=random,
+            crop_scale=crop_scale,
+            flip=flip,
+            cache=cache,
+        )
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> int:
+        return int(index)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """`jpg`, float32 (h, w, 3) in [-1, 1]."""
+        return {'jpg': self.clips.record(index, rng)['jpg'][0]}
+
+    def describe(self) -> str:
+        """As of the clips."""
+        return self.clips.describe()
+
+
+class Mixture:
+    """The records of several sources, one after the other: each has the share that its length gives it."""
+
+    def __init__(self, *, sources: Sequence[Mapping], table: Mapping, split: str = 'train'):
+        """`sources`: nodes of `config.data`; `table`: what their names stand for."""
+        if not sources:
+            raise UserError('data: a mixture needs sources')
+        self.sources = [
+            build(table, {**plain(node), 'split': split}, where=f'data.sources[{index}]')
+            for index, node in enumerate(sources)
+        ]
+        self.ends = np.cumsum([len(source) for source in self.sources])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> int:
+        return int(index)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """The record of the source that has this index."""
+        number = int(np.searchsorted(self.ends, index, side='right'))
+        source = self.sources[number]
+        return source.record(index - int(self.ends[number] - len(source)), rng)
+
+    def describe(self) -> str:
+        """As of the sources, one after the other."""
+        return '\n'.join(source.describe() for source in self.sources)

@@ -1,0 +1,99 @@
+"""How good a first stage is: PSNR, SSIM and LPIPS on held-out pictures, beside bicubic resizing.
+
+python -m sgm_jax.tools.evaluate --checkpoint runs/kl_f8 [--count 64] [--output sheet.png]
+
+The baseline is what a picture keeps when it is made smaller by the first stage's factor and larger again.
+"""
+
+import numpy as np
+from absl import flags
+
+from sgm_jax import cli
+
+CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'workdir in which a first stage was trained')
+COUNT = flags.DEFINE_integer('count', 64, 'held-out pictures', lower_bound=1)
+OUTPUT = flags.DEFINE_string('output', None, 'where to write a sheet: input, bicubic, first stage')
+
+_BATCH, _SHOWN = 16, 8
+
+
+def main() -> int:
+    from sgm_jax.errors import UserError
+
+    if not CHECKPOINT.value:
+        raise UserError('give --checkpoint WORKDIR, in which a first stage was trained')
+    from sgm_jax.data import pipeline
+    from sgm_jax.engines import AutoencodingEngine
+    from sgm_jax.engines.structure import to_uint8
+    from sgm_jax.interop import workdir_files
+    from sgm_jax.sampling.load import load
+
+    model = load(CHECKPOINT.value)
+    if not isinstance(model.engine, AutoencodingEngine):
+        raise UserError(f'{CHECKPOINT.value} is not the workdir of a first stage')
+    config = workdir_files.read_config(CHECKPOINT.value)
+    pictures = to_uint8(_held_out(pipeline.make_source(config.data, split='held_out')))
+    batches = range(0, len(pictures), _BATCH)
+    ours = np.concatenate([model.decode(model.encode(pictures[i : i + _BATCH])) for i in batches])
+    plain = np.stack([_bicubic(picture, model.engine.factor) for picture in pictures])
+    compare = _metrics()
+    rows = {'bicubic': compare(pictures, plain), 'first stage': compare(pictures, ours)}
+    print(f'{len(pictures)} held-out pictures of {pictures.shape[1]}x{pictures.shape[2]}')
+    for name, values in rows.items():
+        print(f'{name:12}' + '  '.join(f'{key} {value:7.3f}' for key, value in values.items()))
+    if OUTPUT.value:
+        _write_sheet(OUTPUT.value, pictures, plain, ours)
+        print(f'input, bicubic, first stage: {OUTPUT.value}')
+    return 0
+
+
+def _held_out(source) -> np.ndarray:
+    # Evenly over the source, which lists one file's pictures after the other's.
+    count = min(COUNT.value, len(source))
+    places = [i * len(source) // count for i in range(count)]
+    found = np.stack([source.record(i, None)['jpg'] for i in places])
+    return found.reshape(-1, *found.shape[-3:])
+
+
+def _bicubic(picture: np.ndarray, factor: int) -> np.ndarray:
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    image, kind = Image.fromarray(picture), Image.Resampling.BICUBIC
+    small = image.resize((width // factor, height // factor), kind)
+    return np.asarray(small.resize((width, height), kind))
+
+
+def _metrics():
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from sgm_jax.engines.image_metrics import image_metrics
+    from sgm_jax.interop.lpips_files import load_lpips
+
+    graphdef, params = nnx.split(load_lpips())
+    distance = jax.jit(lambda params, a, b: nnx.merge(graphdef, params)(a, b))
+    unit = lambda x: jnp.asarray(x, jnp.float32) / 127.5 - 1.0
+
+    def compare(x: np.ndarray, rec: np.ndarray) -> dict[str, float]:
+        lpips = [
+            np.asarray(distance(params, unit(x[i : i + _BATCH]), unit(rec[i : i + _BATCH])))
+            for i in range(0, len(x), _BATCH)
+        ]
+        return {**image_metrics(x, rec), 'lpips': float(np.concatenate(lpips).mean())}
+
+    return compare
+
+
+def _write_sheet(path: str, *rows: np.ndarray) -> None:
+    from sgm_jax.sampling.media import write_image
+
+    step = max(1, len(rows[0]) // _SHOWN)
+    write_image(
+        path, np.concatenate([np.concatenate(list(row[::step][:_SHOWN]), 1) for row in rows])
+    )
+
+
+if __name__ == '__main__':
+    cli.run(main)
