@@ -37,7 +37,9 @@ def main() -> None:
 
     config = load_config(f'{ROOT / "configs" / "autoencoder_kl_f8.py"}:tiny')
     # The published discriminator, not the small one.
-    config.model.loss.update(disc_start=0, discriminator={'ndf': 64, 'n_layers': 3})
+    config.model.loss.update(
+        perceptual_start=0, disc_start=0, discriminator={'ndf': 64, 'n_layers': 3}
+    )
     engine = build(config)
     players = jax.jit(lambda key: first_players(engine, key))(jax.random.key(0))
     frozen = jax.device_put(engine.init_frozen(jax.random.key(0)))

@@ -24,6 +24,9 @@ compiler.OPTIONS['cpu'] = dict(compiler.OPTIONS['cpu'], xla_backend_optimization
                                xla_llvm_disable_expensive_passes=True)
 config = gan_model.config(batch_size=8)
 config.model.loss.disc_start = 1
+# Adam's first step has the sign of each gradient, whatever its size: those that are rounded to either side
+# of zero would drift apart.
+config.optimizer.learning_rate = 1e-6
 config.mesh = json.loads(sys.argv[1])
 setup = Setup.from_config(config)
 state, frozen = gan_model.start(setup)
