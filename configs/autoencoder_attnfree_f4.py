@@ -10,18 +10,14 @@ import pathlib
 
 import ml_collections
 
-from sgm_jax.config import load_config
-from sgm_jax.errors import UserError
+from sgm_jax.config import check_variant, load_config
 
 VARIANTS = ('', 'tiny')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The config of a variant."""
-    if variant not in VARIANTS:
-        raise UserError(
-            f"autoencoder_attnfree_f4.py has no variant {variant!r}; choose one of: '', 'tiny'"
-        )
+    check_variant(__file__, variant, VARIANTS)
     base = pathlib.Path(__file__).with_name('autoencoder_kl_f8.py')
     config = load_config(f'{base}:{variant}')
     coder = dict(config.model.first_stage.ddconfig)

@@ -12,16 +12,14 @@ to expect: docs/recipes/autoencoders.md.
 
 import ml_collections
 
-from sgm_jax.errors import UserError
+from sgm_jax.config import check_variant
 
 VARIANTS = ('', '8ch', 'tiny')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The config of a variant."""
-    if variant not in VARIANTS:
-        named = ', '.join(repr(name) for name in VARIANTS)
-        raise UserError(f'autoencoder_kl_f8.py has no variant {variant!r}; choose one of: {named}')
+    check_variant(__file__, variant, VARIANTS)
     config = ml_collections.ConfigDict()
     config.seed = 0
     coder = {
@@ -85,7 +83,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
-    """Ten minutes on two cores: pixels first, then LPIPS, and the discriminator at the end."""
+    """About ten minutes on two cores: pixels first, then LPIPS, and the discriminator at the end."""
     # Not fewer channels: with 32, each of GroupNorm's 32 groups is one channel, and a flat colour is lost.
     config.model.first_stage.ddconfig.update(
         attn_type='none',

@@ -21,16 +21,14 @@ file; model.from_scratch=True keeps the network's random start.
 
 import ml_collections
 
-from sgm_jax.errors import UserError
+from sgm_jax.config import check_variant
 
 VARIANTS = ('', 'xt', 'tiny')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The config of a variant."""
-    if variant not in VARIANTS:
-        named = ', '.join(repr(name) for name in VARIANTS)
-        raise UserError(f'svd.py has no variant {variant!r}; choose one of: {named}')
+    check_variant(__file__, variant, VARIANTS)
     num_frames = {'': 14, 'xt': 25, 'tiny': 8}[variant]
     config = ml_collections.ConfigDict()
     config.seed = 0

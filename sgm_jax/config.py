@@ -34,6 +34,20 @@ def load_config(name: str) -> ml_collections.ConfigDict:
     return module.get_config(variant)
 
 
+def check_variant(file: str, variant: str, variants: Iterable[str]) -> None:
+    """Raises a UserError that lists the variants of a config file, when `variant` is not one of them.
+
+    Args:
+      file: the config's `__file__`.
+    """
+    variants = tuple(variants)
+    if variant not in variants:
+        named = ', '.join(map(repr, variants))
+        raise UserError(
+            f'{pathlib.Path(file).name} has no variant {variant!r}; choose one of: {named}'
+        )
+
+
 def plain(node: Any) -> Any:
     """ConfigDicts to dicts and lists to tuples, all the way down, so that the result can be hashed."""
     if isinstance(node, ml_collections.FieldReference):

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpointed import state_of
 from gan_case import pictures
 
-from sgm_jax.data import pipeline
 from sgm_jax.errors import UserError
-from sgm_jax.training.checkpoints import Checkpoints
 from sgm_jax.training.loop import Setup, train
 
 
@@ -37,14 +36,6 @@ def straight(tmp_path_factory):
     return config, workdir, train(config, workdir)
 
 
-def saved(config, workdir, step):
-    """A checkpoint's state, as numpy, and the position of its data."""
-    data = pipeline.make_iterator(config.data, batch_size=config.train.batch_size, seed=99)
-    with Checkpoints(workdir, keep=9) as checkpoints:
-        state = checkpoints.restore(step, Setup.from_config(config).wanted, data)
-    return jax.tree.map(np.asarray, state), data.get_state()
-
-
 @pytest.mark.parametrize('stop', [1, 2])
 def test_a_run_stopped_between_the_turns_goes_on_exactly(straight, tmp_path, stop):
     config, workdir, result = straight
@@ -52,14 +43,14 @@ def test_a_run_stopped_between_the_turns_goes_on_exactly(straight, tmp_path, sto
     again = train(gan_model.config(image_every=4), tmp_path)
     assert dict(again.scalars).keys() == dict(result.scalars).keys()
     for step in range(stop, 5):
-        one, other = saved(config, workdir, step), saved(config, tmp_path, step)
+        one, other = state_of(config, workdir, step), state_of(config, tmp_path, step)
         assert one[1] == other[1]
         jax.tree.map(np.testing.assert_array_equal, one[0], other[0])
 
 
 def test_turns_teach_one_player_each(straight):
     config, workdir, _ = straight
-    states = [saved(config, workdir, step)[0] for step in (1, 2, 3)]
+    states = [state_of(config, workdir, step)[0] for step in (1, 2, 3)]
     same = lambda a, b: all(
         np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )

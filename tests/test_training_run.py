@@ -9,21 +9,11 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from checkpointed import state_of
 
-from sgm_jax.data import pipeline
 from sgm_jax.errors import UserError
 from sgm_jax.training import loop
-from sgm_jax.training.checkpoints import Checkpoints
-from sgm_jax.training.loop import Setup, train
-from sgm_jax.training.state import TrainState
-
-
-def state_of(config, workdir: pathlib.Path, step: int) -> tuple[TrainState, dict]:
-    """A checkpoint's state, as numpy, and the position of its data."""
-    data = pipeline.make_iterator(config.data, batch_size=config.train.batch_size, seed=99)
-    with Checkpoints(workdir, keep=9) as checkpoints:
-        state = checkpoints.restore(step, Setup.from_config(config).wanted, data)
-    return jax.tree.map(np.asarray, state), data.get_state()
+from sgm_jax.training.loop import train
 
 
 def assert_same_state(config, one: pathlib.Path, other: pathlib.Path, step: int) -> None:

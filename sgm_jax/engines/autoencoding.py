@@ -88,7 +88,7 @@ class AutoencodingEngine:
             # A codebook that is a running average is kept where the parameters are.
             kinds=(nnx.Param, Statistic),
         )
-        _check_trained(structure, trained)
+        structure.check_patterns(trained, where='model.trained')
         adversarial = isinstance(objective, LPIPSWithDiscriminator)
         return cls(
             structure=structure,
@@ -126,6 +126,8 @@ class AutoencodingEngine:
 
     def _frozen(self) -> PyTree:
         wanted = self.structure.abstract[2]
+        if not jax.tree.leaves(wanted):
+            return wanted
         if self.checkpoint:
             return self.structure.split(self._read())[2]
         if any(self._untrained()):
@@ -133,7 +135,7 @@ class AutoencodingEngine:
                 'model.trained leaves out a part that needs weights; give --config.model.checkpoint=PATH'
             )
         # Constants alone, which the config states.
-        return jax.jit(lambda: self.structure.init(jax.random.key(0))[1])() if wanted else wanted
+        return jax.jit(lambda: self.structure.init(jax.random.key(0))[1])()
 
     def _untrained(self) -> list[tuple]:
         leaves = nnx.to_flat_state(nnx.state(self.structure.shape, nnx.Param))
@@ -438,13 +440,3 @@ def _statistics(params: PyTree, model: nnx.Module) -> PyTree:
             node = node.setdefault(key, {})
         node[path[-1]] = _at(params, path)
     return found
-
-
-def _check_trained(structure: Structure, patterns: tuple[str, ...]) -> None:
-    names = ['.'.join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(structure.shape))]
-    for pattern in patterns:
-        if not any(re.match(pattern, name) for name in names):
-            parts = sorted({name.split('.')[0] for name in names})
-            raise UserError(
-                f'model.trained: no parameter begins with {pattern!r}; there are: {", ".join(parts)}'
-            )

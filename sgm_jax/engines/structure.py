@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from sgm_jax.errors import UserError
 from sgm_jax.networks.layers import Keys
 
 PyTree = Any
@@ -49,6 +51,16 @@ class Structure:
     def abstract(self) -> tuple[nnx.GraphDef, PyTree, PyTree]:
         """`split` with shapes in place of arrays."""
         return self.split(self.shape)
+
+    def check_patterns(self, patterns: Sequence[str], *, where: str) -> None:
+        """Raises a UserError for the first pattern that no dotted path begins with."""
+        names = ['.'.join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(self.shape))]
+        for pattern in patterns:
+            if not any(re.match(pattern, name) for name in names):
+                parts = sorted({name.split('.')[0] for name in names})
+                raise UserError(
+                    f'{where}: no parameter begins with {pattern!r}; there are: {", ".join(parts)}'
+                )
 
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         """Fresh (trainable, frozen) parameters; traceable."""
