@@ -29,7 +29,7 @@ ALLOWED = {
     'diffusion': set(),
     'conditioning': {'networks', 'diffusion'},
     'parallel': set(),
-    'interop': {'networks'},
+    'interop': {'networks', 'conditioning'},
     'engines': FROM_NETWORKS_UP,
     'training': FROM_NETWORKS_UP | {'data', 'sampling'},
     'data': FROM_NETWORKS_UP | {'training', 'sampling'},

@@ -30,6 +30,31 @@ NAMES = {
     'video_decoder.VideoDecoder': {'decoder': ''},
     'clip.SelfAttention': {'in_proj': 'in_proj_'},
     'clip.Block': {'mlp_in': 'mlp.c_fc', 'mlp_out': 'mlp.c_proj'},
+    'clip_text.EncoderLayer': {
+        'ln_1': 'layer_norm1',
+        'attn': 'self_attn',
+        'ln_2': 'layer_norm2',
+        'mlp_in': 'mlp.fc1',
+        'mlp_out': 'mlp.fc2',
+    },
+    'clip_text.CLIPTextModel': {
+        'token_embedding': 'embeddings.token_embedding',
+        'position_embedding': 'embeddings.position_embedding',
+        'layers': 'encoder.layers',
+    },
+    't5.T5Block': {
+        **{name: f'layer.0.SelfAttention.{name}' for name in 'qkvo'},
+        'attention_norm': 'layer.0.layer_norm',
+        **{name: f'layer.1.DenseReluDense.{name}' for name in ('wi_0', 'wi_1', 'wo')},
+        'feed_forward_norm': 'layer.1.layer_norm',
+    },
+    't5.T5Encoder': {
+        'token_embedding': 'shared',
+        'position_bias': 'encoder.block.0.layer.0.SelfAttention.relative_attention_bias',
+        'blocks': 'encoder.block',
+        'final_norm': 'encoder.final_layer_norm',
+    },
+    'text.CLIPText': {'transformer': 'transformer.text_model'},
     'lpips.VGG16': {
         'conv1_1': 'slice1.0',
         'conv1_2': 'slice1.2',
@@ -59,6 +84,10 @@ NAMES = {
         'first_stage': 'first_stage_model',
     },
 }
+
+# How the names end of what some files hold and nothing needs: CLIP's places counted from 0, T5's table
+# of tokens once more. They are passed over, and not written.
+REPEATED = ('text_model.embeddings.position_ids', 'encoder.embed_tokens.weight')
 
 
 def names_of(module: object) -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from sgm_jax.errors import UserError
-from sgm_jax.interop.names import names_of
+from sgm_jax.interop.names import REPEATED, names_of
 
 # What Flax's layers call their parameters, in PyTorch's words.
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight'}
@@ -110,7 +110,11 @@ def load(
     wanted = {prefix + entry.name: entry for entry in entries(module)}
     check_names(
         {name: entry.shape for name, entry in wanted.items()},
-        {name: _shape(state_dict, name) for name in state_dict if name.startswith(prefix)},
+        {
+            name: _shape(state_dict, name)
+            for name in state_dict
+            if name.startswith(prefix) and not name.endswith(REPEATED)
+        },
     )
     for name, entry in wanted.items():
         if not only(entry.path):

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from sgm_jax.conditioning.text import CLIPT5Text, CLIPText, OpenCLIPText, T5Text
 from sgm_jax.config import call, check_keys, lookup, plain
 from sgm_jax.errors import UserError
 from sgm_jax.networks.autoencoder import Autoencoder, Decoder, Encoder
@@ -225,7 +226,7 @@ def _image_embedder(params: dict, rngs: Keys) -> nnx.Module:
 
 def architecture(params: Mapping[str, Any]) -> dict:
     """open_clip's config of the model that `arch` names; or the config itself, in place of a name."""
-    if 'vision_cfg' in params:
+    if 'text_cfg' in params or 'vision_cfg' in params:
         return {k: params[k] for k in _ARCHITECTURE if k in params}
     arch = params.get('arch', 'ViT-H-14')
     config = dict(arch) if isinstance(arch, Mapping) else lookup(ARCHITECTURES, arch, 'arch')
@@ -233,7 +234,59 @@ def architecture(params: Mapping[str, Any]) -> dict:
     return {**config, 'quick_gelu': True} if params.get('version') == 'openai' else config
 
 
+# The words of transformers' config.json for the sizes, which may stand in a node in place of a version.
+_CLIP_SIZES = {
+    'vocab_size',
+    'hidden_size',
+    'intermediate_size',
+    'num_hidden_layers',
+    'num_attention_heads',
+    'max_position_embeddings',
+    'hidden_act',
+    'eos_token_id',
+}
+_T5_SIZES = {
+    'vocab_size',
+    'd_model',
+    'd_kv',
+    'd_ff',
+    'num_layers',
+    'num_heads',
+    'relative_attention_num_buckets',
+    'relative_attention_max_distance',
+    'layer_norm_epsilon',
+}
+# What a config.json says besides, which the encoder's numbers don't depend on.
+_NOT_SIZES = {'bos_token_id', 'pad_token_id', 'projection_dim'}
+
+
+def _text(module: Callable, version: str, sizes: Set[str]) -> Callable:
+    def build(params: dict, rngs: Keys) -> nnx.Module:
+        own = {k: v for k, v in params.items() if k in sizes}
+        apart = sizes | _RUN_EMBEDDER | _NOT_SIZES
+        options = {k: v for k, v in params.items() if k not in apart}
+        arch = own or params.get('version', version)
+        return call(module, options, where=module.__name__, arch=arch, rngs=rngs)
+
+    return build
+
+
+def _open_clip_text(params: dict, rngs: Keys) -> nnx.Module:
+    apart = {'arch', *_ARCHITECTURE, *_RUN_EMBEDDER}
+    options = {k: v for k, v in params.items() if k not in apart}
+    arch = architecture(params)
+    return call(OpenCLIPText, options, where='OpenCLIPText', arch=arch, rngs=rngs)
+
+
+def _clip_t5(params: dict, rngs: Keys) -> nnx.Module:
+    options = {k: v for k, v in params.items() if k not in _RUN_EMBEDDER}
+    versions = {'clip_version': 'clip_arch', 't5_version': 't5_arch'}
+    options = {versions.get(k, k): v for k, v in options.items()}
+    return call(CLIPT5Text, options, where='CLIPT5Text', rngs=rngs)
+
+
 _DIFFUSION = 'sgm.modules.diffusionmodules'
+_ENCODERS = 'sgm.modules.encoders.modules'
 TARGETS = {
     'sgm.modules.autoencoding.lpips.model.model.NLayerDiscriminator': _network(NLayerDiscriminator),
     f'{_DIFFUSION}.openaimodel.UNetModel': _unet(UNetModel),
@@ -245,6 +298,12 @@ TARGETS = {
     'sgm.models.autoencoder.AutoencoderKLModeOnly': _autoencoder_kl,
     'sgm.models.autoencoder.AutoencodingEngine': _autoencoding_engine,
     'sgm.modules.autoencoding.lpips.loss.lpips.LPIPS': _network(LPIPS, {'use_dropout'}),
-    'sgm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder': _image_embedder,
+    f'{_ENCODERS}.FrozenOpenCLIPImageEmbedder': _image_embedder,
+    f'{_ENCODERS}.FrozenCLIPEmbedder': _text(CLIPText, 'clip-vit-large-patch14', _CLIP_SIZES),
+    f'{_ENCODERS}.FrozenOpenCLIPEmbedder': _open_clip_text,
+    f'{_ENCODERS}.FrozenOpenCLIPEmbedder2': _open_clip_text,
+    f'{_ENCODERS}.FrozenT5Embedder': _text(T5Text, 't5-v1_1-xxl', _T5_SIZES),
+    f'{_ENCODERS}.FrozenByT5Embedder': _text(T5Text, 'byt5-base', _T5_SIZES),
+    f'{_ENCODERS}.FrozenCLIPT5Encoder': _clip_t5,
     **_QUANTIZERS,
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from sgm_jax.networks.derivatives import feed_forward
@@ -17,16 +18,28 @@ _FEW_KEYS = 256
 _MANY_QUERIES, _QUERY_CHUNK = 2048, 1024
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'auto') -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v.
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    causal: bool = False,
+    implementation: str = 'auto',
+) -> jax.Array:
+    """softmax(q k^T / sqrt(d) + bias) v.
 
     Args:
       q, k, v: (batch, queries, heads, d) and (batch, keys, heads, d).
+      bias: added to the scores, (1 or batch, heads, queries, keys). All scores are held at once.
+      causal: a query sees the keys up to its own place only; there are as many keys as queries.
       implementation: a name in ATTENTION, or 'auto' for the platform's.
 
     Returns:
       (batch, queries, heads, d).
     """
+    if causal and k.shape[1] != q.shape[1]:
+        raise ValueError(f'causal attention of {q.shape[1]} queries on {k.shape[1]} keys')
     if k.shape[1] == 1:
         # The softmax of one number is one: each query gets the value, and no gradient reaches q and k.
         return jnp.broadcast_to(v, (*q.shape[:-1], v.shape[-1]))
@@ -36,24 +49,27 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str = 'a
         )
     if implementation not in ATTENTION:
         raise ValueError(f'unknown attention {implementation!r}; choose one of {sorted(ATTENTION)}')
-    return ATTENTION[implementation](q, k, v)
+    return ATTENTION[implementation](q, k, v, bias, causal)
 
 
-def _xla(q, k, v):
-    return jax.nn.dot_product_attention(q, k, v)
+def _xla(q, k, v, bias, causal):
+    return jax.nn.dot_product_attention(q, k, v, bias, is_causal=causal)
 
 
-def _cudnn(q, k, v):
-    # cuDNN's flash attention has half-precision kernels only, for heads of at most 128.
-    if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > 128 or q.shape[-1] % 8:
-        return _xla(q, k, v)
-    return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+def _cudnn(q, k, v, bias, causal):
+    # cuDNN's flash attention has half-precision kernels only, for heads of at most 128. Its gradients
+    # with a bias need even numbers of tokens.
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    if not half or q.shape[-1] > 128 or q.shape[-1] % 8 or bias is not None:
+        return _xla(q, k, v, bias, causal)
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation='cudnn')
 
 
-def _blockwise(q, k, v):
+def _blockwise(q, k, v, bias, causal):
     """Never holds more scores than one head's for 1024 queries (few keys: all, they are small)."""
-    if k.shape[1] < _FEW_KEYS:
-        return _batched(q, k, v)
+    # Biases and causal attention are text encoders', whose tokens are few.
+    if k.shape[1] < _FEW_KEYS or bias is not None or causal:
+        return _batched(q, k, v, bias, causal)
     batch, queries, heads, d = q.shape
     rows = lambda x: x.transpose(0, 2, 1, 3).reshape(batch * heads, x.shape[1], d)
     out = _by_head(rows(q), rows(k), rows(v))
@@ -113,18 +129,23 @@ def _by_head_gradient(kept, g):
 _by_head.defvjp(_by_head_forward, _by_head_gradient)
 
 
-def _batched(q, k, v):
+def _batched(q, k, v, bias, causal):
     move = lambda x: x.transpose(0, 2, 1, 3)
-    return move(_softmax_product(move(q), move(k), move(v))[0])
+    return move(_softmax_product(move(q), move(k), move(v), bias, causal)[0])
 
 
-def _softmax_product(q, k, v):
+def _softmax_product(q, k, v, bias=None, causal=False):
     """Attention of (..., n, d) on (..., m, d), and the log-sum-exp of the scores, (..., n, 1).
 
     Divides after the product, where there is less to divide.
     """
     q = q * (q.shape[-1] ** -0.5)
     scores = jnp.einsum('...nd,...md->...nm', q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = scores + bias
+    if causal:
+        seen = np.tri(*scores.shape[-2:], dtype=bool)
+        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
     largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.exp(scores - largest)
     total = weights.sum(-1, keepdims=True)
@@ -134,17 +155,17 @@ def _softmax_product(q, k, v):
     return (out / total).astype(v.dtype), largest + jnp.log(total)
 
 
-def _splash(q, k, v):
-    """Pallas' splash attention; tokens that don't fill its blocks, and few keys, go to XLA."""
+def _splash(q, k, v, bias, causal):
+    """Pallas' splash attention; tokens that don't fill its blocks, few keys, and biases go to XLA."""
     queries, keys, d = q.shape[1], k.shape[1], q.shape[-1]
-    if queries % 128 or keys % 128 or d % 64:
-        return _xla(q, k, v)
-    kernel = _splash_kernel(queries, keys, q.shape[2])
+    if queries % 128 or keys % 128 or d % 64 or bias is not None:
+        return _xla(q, k, v, bias, causal)
+    kernel = _splash_kernel(queries, keys, q.shape[2], causal)
     move = lambda x: x.transpose(0, 2, 1, 3)
     return move(jax.vmap(kernel)(move(q * d**-0.5), move(k), move(v)))
 
 
-def _splash_kernel(queries: int, keys: int, heads: int) -> Callable:
+def _splash_kernel(queries: int, keys: int, heads: int, causal: bool) -> Callable:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -162,7 +183,8 @@ def _splash_kernel(queries: int, keys: int, heads: int) -> Callable:
         block_q_dq=block_q,
         block_kv_dq=block_kv,
     )
-    mask = masks.MultiHeadMask([masks.FullMask((queries, keys))] * heads)
+    shape = masks.CausalMask if causal else masks.FullMask
+    mask = masks.MultiHeadMask([shape((queries, keys))] * heads)
     return splash.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
 
 

@@ -1,7 +1,7 @@
 """OpenCLIP's image tower, and what stands before it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -69,14 +69,16 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with one matrix for q, k and v, as torch.nn.MultiheadAttention."""
 
-    def __init__(self, width: int, heads: int, *, attention: str, dtype: Any, rngs: Keys):
+    def __init__(
+        self, width: int, heads: int, *, causal: bool, attention: str, dtype: Any, rngs: Keys
+    ):
         self.in_proj = linear(width, 3 * width, dtype=dtype, rngs=rngs)
         self.out_proj = linear(width, width, dtype=dtype, rngs=rngs)
-        self.heads, self.attention = heads, attention
+        self.heads, self.causal, self.attention = heads, causal, attention
 
     def __call__(self, x):
         q, k, v = jnp.moveaxis(self.in_proj(x).reshape(*x.shape[:2], 3, self.heads, -1), 2, 0)
-        out = attend(q, k, v, implementation=self.attention)
+        out = attend(q, k, v, causal=self.causal, implementation=self.attention)
         return self.out_proj(out.reshape(x.shape))
 
 
@@ -88,17 +90,18 @@ class Block(nnx.Module):
         width: int,
         heads: int,
         *,
-        mlp_ratio: float,
+        hidden: int,
         quick_gelu: bool,
+        causal: bool = False,
+        self_attention: Callable = SelfAttention,
         attention: str,
         dtype: Any,
         rngs: Keys,
     ):
         options = dict(dtype=dtype, rngs=rngs)
         self.ln_1 = layer_norm(width, **options)
-        self.attn = SelfAttention(width, heads, attention=attention, **options)
+        self.attn = self_attention(width, heads, causal=causal, attention=attention, **options)
         self.ln_2 = layer_norm(width, **options)
-        hidden = int(width * mlp_ratio)
         self.mlp_in = linear(width, hidden, **options)
         self.mlp_out = linear(hidden, width, **options)
         self.quick_gelu = quick_gelu
@@ -113,13 +116,24 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """A stack of blocks."""
 
-    def __init__(self, width: int, layers: int, heads: int, **options: Any):
-        self.resblocks = nnx.List(Block(width, heads, **options) for _ in range(layers))
+    def __init__(
+        self, width: int, layers: int, heads: int, *, mlp_ratio: float = 4.0, **options: Any
+    ):
+        hidden = int(width * mlp_ratio)
+        self.resblocks = nnx.List(
+            Block(width, heads, hidden=hidden, **options) for _ in range(layers)
+        )
 
     def __call__(self, x):
-        for block in self.resblocks:
-            x = block(x)
-        return x
+        return states(self.resblocks, x)[-1]
+
+
+def states(blocks: Iterable[nnx.Module], x: jax.Array) -> list[jax.Array]:
+    """x, and what each block makes of the one before. Under jit, what is not used is not computed."""
+    found = [x]
+    for block in blocks:
+        found.append(block(found[-1]))
+    return found
 
 
 class VisionTransformer(nnx.Module):
