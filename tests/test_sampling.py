@@ -185,7 +185,7 @@ def test_a_recognised_file_brings_its_config(monkeypatch, tmp_path):
     class Fake(dict):
         shape = staticmethod(lambda name: tuple(shapes[name]))
 
-    monkeypatch.setattr('sgm_jax.sampling.recognise.Safetensors', lambda path: Fake(shapes))
+    monkeypatch.setattr('sgm_jax.sampling.recognise.open_tensors', lambda path: Fake(shapes))
     from sgm_jax.sampling.recognise import config_of
 
     config = config_of(tmp_path / 'svd.safetensors')

@@ -102,7 +102,7 @@ def first_stage(path: str, structure: Structure) -> nnx.Module:
     if workdir_files.is_workdir(path):
         tensors, prefix = to_sgm(_trained(path)), ''
     else:
-        tensors = checkpoint_files.Safetensors(path)
+        tensors = checkpoint_files.open_tensors(path)
         prefix = _PREFIX if any(name.startswith(_PREFIX) for name in tensors) else ''
     fresh = {}
     if not any(_OVER_TIME.search(name) for name in tensors):

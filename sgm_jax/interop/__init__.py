@@ -1,5 +1,6 @@
 """Other people's files: names and layouts of PyTorch checkpoints, in and out, bit for bit."""
 
+from sgm_jax.interop.checkpoint_files import open_tensors
 from sgm_jax.interop.sgm import from_sgm, to_sgm
 
-__all__ = ['from_sgm', 'to_sgm']
+__all__ = ['from_sgm', 'open_tensors', 'to_sgm']

@@ -1,50 +1,124 @@
 """Published checkpoints as files: what is in them, and modules filled from them."""
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from sgm_jax.errors import UserError
-from sgm_jax.interop import sgm
+from sgm_jax.interop import hub, safetensors_files, sgm, torch_files
+from sgm_jax.interop.tensors import Lazy, Tensors
 
 PyTree = Any
 
-# What training leaves in a checkpoint besides the model's own weights.
-_NOT_WEIGHTS = ('model_ema.', 'loss.', 'denoiser.', 'betas', 'alphas_cumprod', 'sqrt_')
+TORCH = ('.ckpt', '.pt', '.pth', '.bin')
+_KINDS = '.safetensors, .ckpt or .pt file'
+_EMA = 'model_ema.'
+# What training leaves in a checkpoint besides the model's own weights: averages, losses, and the noise
+# schedules that Latent Diffusion kept there.
+_NOT_WEIGHTS = (
+    _EMA,
+    'loss.',
+    'denoiser.',
+    'betas',
+    'alphas_cumprod',
+    'sqrt_',
+    'log_one_minus_alphas',
+    'posterior_',
+    'logvar',
+    'lvlb_weights',
+    'scale_factor',
+)
+# Counting numbers and triangles of minus infinity, which any code can make again.
+_CONSTANTS = ('position_ids', 'attn_mask')
 
 
-class Safetensors(Mapping):
-    """The tensors of a .safetensors file by name, read one at a time as they are asked for."""
+class Safetensors(Tensors):
+    """The tensors of a .safetensors file by its own names, without what training leaves beside weights."""
 
     def __init__(self, path: str | pathlib.Path):
-        self.path = str(path)
-        if not pathlib.Path(path).is_file():
-            raise UserError(f'there is no checkpoint file {self.path}')
-        try:
-            self._file = safe_open(self.path, framework='flax')
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f'{self.path} is not a whole .safetensors file ({error}); download it again'
-            ) from error
-        self._names = [k for k in self._file.keys() if not k.startswith(_NOT_WEIGHTS)]  # noqa: SIM118
+        super().__init__(_weights(safetensors_files.read(path).lazies), str(path))
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
-        return tuple(self._file.get_slice(name).get_shape())
 
-    def __getitem__(self, name: str) -> Any:
-        return self._file.get_tensor(name)
+def open_tensors(path: str | pathlib.Path, *, ema: bool = False) -> Tensors:
+    """The weights of a published model under sgm's names, each read when it is asked for.
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+    Args:
+      path: a .safetensors file, a .ckpt or .pt file (what torch.save wrote), or hf://org/repo/file for one
+        of these on the Hugging Face hub.
+      ema: take the averaged weights (sgm's LitEma, `model_ema.`) in place of those that were trained.
 
-    def __len__(self) -> int:
-        return len(self._names)
+    Raises:
+      UserError: nothing is there, it is damaged, of an unknown kind, or holds code; or it has no averages.
+    """
+    path = hub.local(path)
+    if path.suffix == '.safetensors':
+        found = safetensors_files.read(path).lazies
+    elif path.suffix in TORCH:
+        found = _state_dict(path)
+    elif path.is_dir():
+        raise UserError(f'{path} is a folder without model_index.json, no diffusers folder')
+    elif not path.exists():
+        raise UserError(f'there is no checkpoint file {path}')
+    else:
+        raise UserError(
+            f'{path} is no file of weights that is known here; give a {_KINDS}, or a diffusers folder'
+        )
+    found = {_sgm_name(name): lazy for name, lazy in found.items()}
+    return Tensors(_averaged(found, path) if ema else _weights(found), str(path))
+
+
+def is_checkpoint(path: str | pathlib.Path) -> bool:
+    """Whether `open_tensors` is to read a path, by its looks."""
+    return hub.is_remote(path) or pathlib.Path(path).suffix in ('.safetensors', *TORCH)
+
+
+def _state_dict(path: pathlib.Path) -> dict[str, Lazy]:
+    tree = torch_files.scan(path)
+    nested = tree.get('state_dict') if isinstance(tree, dict) else None
+    tree = nested if isinstance(nested, dict) else tree
+    tensors = tree.items() if isinstance(tree, dict) else ()
+    found = {name: x for name, x in tensors if isinstance(name, str) and isinstance(x, Lazy)}
+    if not found:
+        raise UserError(f'{path} holds no state dict, tensors by name')
+    return found
+
+
+def _sgm_name(name: str) -> str:
+    # Before sgm there was one text encoder, which was called the conditioning stage.
+    old = 'cond_stage_model.'
+    return f'conditioner.embedders.0.{name.removeprefix(old)}' if name.startswith(old) else name
+
+
+def _weights(found: Mapping[str, Lazy]) -> dict[str, Lazy]:
+    is_weight = lambda name: not name.startswith(_NOT_WEIGHTS) and not name.endswith(_CONSTANTS)
+    return {name: lazy for name, lazy in found.items() if is_weight(name)}
+
+
+def _averaged(found: Mapping[str, Lazy], path: pathlib.Path) -> dict[str, Lazy]:
+    """The weights, with the averages of sgm's LitEma in their places: it leaves the dots out of names."""
+    averages = {k.removeprefix(_EMA): x for k, x in found.items() if k.startswith(_EMA)}
+    averages = {k: x for k, x in averages.items() if k not in ('decay', 'num_updates')}
+    if not averages:
+        raise UserError(
+            f'{path} has no averaged weights (model_ema.); take those it has, without ema'
+        )
+    weights, placed = _weights(found), set()
+    for name, lazy in weights.items():
+        # Of a diffusion model it averages `model`, of an autoencoder all.
+        key = name.removeprefix('model.').replace('.', '')
+        if key in averages and averages[key].shape == lazy.shape and key not in placed:
+            weights[name] = averages[key]
+            placed.add(key)
+    lost = sorted(averages.keys() - placed)
+    if lost:
+        raise UserError(
+            f'{path}: {len(lost)} averaged weights have no place among the others, such as '
+            f'{_EMA}{lost[0]}; take those that were trained, without ema'
+        )
+    return weights
 
 
 def read(
@@ -57,7 +131,7 @@ def read(
     """An abstract module, filled with the weights of a file as `sgm.load` does, on the host.
 
     Args:
-      path: a .safetensors file with sgm's names.
+      path: a checkpoint, as `open_tensors` takes it.
       module: of nnx.eval_shape.
       prefix: what the names of the module's weights begin with in the file.
       only: which parameters, by path, are read; the others stay abstract.
@@ -65,26 +139,17 @@ def read(
     Raises:
       UserError: the file is missing or damaged, or lists what does not fit.
     """
-    return fill(module, Safetensors(path), path, prefix=prefix, only=only)
+    return fill(module, open_tensors(path), path, prefix=prefix, only=only)
 
 
 def fill(module: nnx.Module, tensors: Mapping[str, Any], path: str, **options: Any) -> nnx.Module:
     """`sgm.load` on the host, of tensors that come from `path`: its errors name that."""
     try:
         return sgm.load(module, tensors, place=np.asarray, **options)
-    except SafetensorError as error:
-        raise UserError(f'{path} is damaged ({error}); download it again') from error
     except UserError as error:
         raise error if path in str(error) else UserError(f'{path}: {error}') from error
 
 
 def write_model(path: str, module: nnx.Module) -> None:
     """A module's weights as an sgm .safetensors file, written whole or not at all."""
-    target = pathlib.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f'.{target.name}.part')
-    try:
-        save_file({k: np.asarray(x, order='C') for k, x in sgm.to_sgm(module).items()}, part)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    safetensors_files.write(path, sgm.to_sgm(module))

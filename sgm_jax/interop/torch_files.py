@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgm_jax.errors import UserError
+from sgm_jax.interop.tensors import ByteRanges, Lazy
 
 PyTree = Any
 
@@ -94,7 +95,20 @@ def read(path: str | pathlib.Path) -> PyTree:
     Raises:
       UserError: the file is missing or damaged, or holds something else than tensors in plain containers.
     """
+    return open_file(path, lambda file, path: _arrays(_read(file, path)))
+
+
+def scan(path: str | pathlib.Path) -> PyTree:
+    """`read`, with a Lazy in place of each tensor: nothing but the pickle is read yet."""
     return open_file(path, _read)
+
+
+def _arrays(tree: PyTree) -> PyTree:
+    if isinstance(tree, Lazy):
+        return tree.read()
+    if isinstance(tree, dict):
+        return {key: _arrays(value) for key, value in tree.items()}
+    return type(tree)(map(_arrays, tree)) if type(tree) in (list, tuple) else tree
 
 
 def _read(file: BinaryIO, path: str) -> PyTree:
@@ -103,10 +117,38 @@ def _read(file: BinaryIO, path: str) -> PyTree:
     return _read_zip(file, path) if zipped else _read_old(file, path)
 
 
-class _Tensors(Reader):
-    """A reader that gets a storage, a flat array, from `find(key, elements, dtype)`."""
+class _Storage:
+    """A flat array in a file, which begins at the byte `offset`."""
 
-    def __init__(self, file: BinaryIO, path: str, find: Callable[[str, int, np.dtype], np.ndarray]):
+    def __init__(self, bytes_: ByteRanges, offset: int, elements: int, dtype: np.dtype):
+        self.bytes, self.offset, self.elements, self.dtype = bytes_, offset, elements, dtype
+
+    def check(self) -> None:
+        """Raises a ValueError if it does not lie within its file."""
+        if self.elements < 0 or self.offset + self.elements * self.dtype.itemsize > self.bytes.size:
+            raise ValueError(f'a storage of {self.elements} elements is cut short')
+
+    def view(self, start: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Lazy:
+        """A tensor in it, by the place of its first element and its strides in elements."""
+        empty = 0 in shape
+        steps = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
+        count = 0 if empty else sum(steps) + 1
+        if min([start, *shape, *steps, *strides]) < 0 or start + count > self.elements:
+            raise ValueError(f'a tensor of {shape} does not lie within its storage')
+        size = self.dtype.itemsize
+
+        def read() -> np.ndarray:
+            self.check()
+            flat = self.bytes.read(self.offset + start * size, count * size).view(self.dtype)
+            return np.ndarray(shape, self.dtype, flat, 0, [s * size for s in strides])
+
+        return Lazy(tuple(shape), self.dtype, read)
+
+
+class _Tensors(Reader):
+    """A reader that gets a storage from `find(key, elements, dtype)`."""
+
+    def __init__(self, file: BinaryIO, path: str, find: Callable[[str, int, np.dtype], _Storage]):
         # Methods: unlike a function's, their defaults are not a pickle's to set.
         known = {
             'collections.OrderedDict': collections.OrderedDict,
@@ -118,8 +160,8 @@ class _Tensors(Reader):
         super().__init__(file, path, known)
         self._find, self._storages = find, {}
 
-    def persistent_load(self, pid: tuple) -> np.ndarray:
-        """A storage as a flat array. The file calls it ('storage', class, key, device, elements, ...)."""
+    def persistent_load(self, pid: tuple) -> _Storage:
+        """A storage. The file calls it ('storage', class, key, device, elements, ...)."""
         kind, storage, key, _, elements = pid[:5]
         if kind != 'storage' or (len(pid) > 5 and pid[5] is not None):
             raise ValueError(f'a storage of an unknown kind, {pid!r}')
@@ -128,13 +170,10 @@ class _Tensors(Reader):
             self._storages[key, storage] = found
         return self._storages[key, storage]
 
-    def _tensor(self, storage, offset, shape, strides, *rest) -> np.ndarray:
-        size = storage.itemsize
-        strides = [stride * size for stride in strides]
-        # numpy checks that all of it lies within the storage.
-        return np.ndarray(shape, storage.dtype, storage, offset * size, strides)
+    def _tensor(self, storage, offset, shape, strides, *rest) -> Lazy:
+        return storage.view(offset, tuple(shape), tuple(strides))
 
-    def _parameter(self, data, *rest) -> np.ndarray:
+    def _parameter(self, data, *rest) -> Lazy:
         return data
 
     def _size(self, sizes) -> tuple:
@@ -150,9 +189,21 @@ def _read_zip(file: BinaryIO, path: str) -> PyTree:
         folder = pickles[0].removesuffix('data.pkl')
         if f'{folder}byteorder' in names and archive.read(f'{folder}byteorder') != b'little':
             raise ValueError('numbers with the highest byte first')
+        bytes_ = ByteRanges(path)
 
-        def find(key: str, elements: int, dtype: np.dtype) -> np.ndarray:
-            return np.frombuffer(archive.read(f'{folder}data/{key}'), dtype, elements)
+        def find(key: str, elements: int, dtype: np.dtype) -> _Storage:
+            info = archive.getinfo(f'{folder}data/{key}')
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f'the storage {key} is compressed, which torch.save never does')
+            if elements * dtype.itemsize > info.file_size:
+                raise ValueError(f'the storage {key} is cut short')
+            # A member is a header of 30 bytes, its name, more of its header, and what is in it.
+            head = bytes_.read(info.header_offset, 30)
+            lengths = head[26:30].view('<u2')
+            offset = info.header_offset + 30 + int(lengths.sum())
+            storage = _Storage(bytes_, offset, elements, dtype)
+            storage.check()
+            return storage
 
         with archive.open(pickles[0]) as data:
             return _Tensors(data, path, find).load()
@@ -163,22 +214,25 @@ def _read_old(file: BinaryIO, path: str) -> PyTree:
     head = [Reader(file, path, {}).load() for _ in range(3)]
     if head[:2] != [_MAGIC, _LAYOUT] or not head[2]['little_endian']:
         raise ValueError('neither a zip file nor one of old, with the lowest byte first')
-    storages: dict[str, np.ndarray] = {}
-    left = pathlib.Path(path).stat().st_size
+    storages: dict[str, _Storage] = {}
+    bytes_ = ByteRanges(path)
 
-    def find(key: str, elements: int, dtype: np.dtype) -> np.ndarray:
-        nonlocal left
-        left -= elements * dtype.itemsize
-        if key in storages or elements < 0 or left < 0:
-            raise ValueError(f'a storage {key} of {elements} elements')
-        return storages.setdefault(key, np.empty(elements, dtype))
+    def find(key: str, elements: int, dtype: np.dtype) -> _Storage:
+        if key in storages:
+            raise ValueError(f'a storage {key} of two kinds')
+        storages[key] = _Storage(bytes_, 0, elements, dtype)
+        storages[key].check()
+        return storages[key]
 
     tree = _Tensors(file, path, find).load()
-    for key in Reader(file, path, {}).load():
-        storage = storages.pop(key)
-        count = int.from_bytes(file.read(8), 'little')
-        if count != storage.size or file.readinto(storage.view(np.uint8)) != storage.nbytes:
-            raise ValueError(f'the storage {key} is cut short')
-    if storages:
+    keys = Reader(file, path, {}).load()
+    if sorted(keys) != sorted(storages):
         raise ValueError('storages are missing')
+    for key in keys:
+        storage = storages[key]
+        if int.from_bytes(file.read(8), 'little') != storage.elements:
+            raise ValueError(f'the storage {key} is cut short')
+        storage.offset = file.tell()
+        storage.check()
+        file.seek(storage.elements * storage.dtype.itemsize, 1)
     return tree

@@ -16,7 +16,7 @@ from sgm_jax.engines.model import check_pixels
 from sgm_jax.engines.structure import to_uint8
 from sgm_jax.engines.tasks import conditioning_frames
 from sgm_jax.errors import UserError
-from sgm_jax.interop import workdir_files
+from sgm_jax.interop import checkpoint_files, hub, workdir_files
 from sgm_jax.sampling.media import read_image, resize_crop
 from sgm_jax.sampling.recognise import config_of
 
@@ -129,14 +129,15 @@ def load(
     """A model from a workdir or a published checkpoint.
 
     Args:
-      path: the workdir of a run (its averaged weights are taken), or an sgm .safetensors file.
+      path: the workdir of a run (its averaged weights are taken), or a published checkpoint, as
+        `interop.open_tensors` takes it.
       config: a config, or 'FILE.py[:VARIANT]'. By default a workdir's own, and for a published checkpoint
         the one that its tensors call for.
 
     Raises:
       UserError: nothing is there, it is of an unknown kind, or its tensors do not fit the config.
     """
-    path = pathlib.Path(path).expanduser()
+    path = hub.local(path)
     if isinstance(config, str):
         config = load_config(config)
     if workdir_files.is_workdir(path):
@@ -144,11 +145,11 @@ def load(
         wanted = jax.eval_shape(engine.init, jax.random.key(0))
         params = workdir_files.read_ema(path, wanted)
     else:
-        if path.suffix != '.safetensors':
+        if not checkpoint_files.is_checkpoint(path):
             there = 'it has no config.json' if path.is_dir() else 'no such file or folder'
             there = there if path.is_dir() or not path.exists() else 'another kind of file'
             raise UserError(
-                f'{path}: neither the workdir of a run nor a .safetensors file ({there})'
+                f'{path}: neither the workdir of a run nor a .safetensors or .ckpt file ({there})'
             )
         config = ml_collections.ConfigDict((config or config_of(path)).to_dict())
         if config.model.name != 'diffusion':

@@ -7,7 +7,7 @@ import ml_collections
 
 from sgm_jax.config import load_config
 from sgm_jax.errors import UserError
-from sgm_jax.interop.checkpoint_files import Safetensors
+from sgm_jax.interop.checkpoint_files import open_tensors
 
 NETWORK = 'model.diffusion_model.'
 # A published checkpoint by its family: (time in the network, width of the vector y), and the config it has
@@ -31,7 +31,7 @@ def config_of(path: str | pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       UserError: the file is missing or damaged, or holds no model that has a config here.
     """
-    tensors = Safetensors(path)
+    tensors = open_tensors(path)
     name, file = family_of(tensors, tensors.shape)
     if file is None:
         raise UserError(
