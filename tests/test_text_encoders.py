@@ -255,6 +255,20 @@ def test_causal_attention_and_biases(implementation, tokens):
             golden.assert_close(out, wanted)
 
 
+@pytest.mark.parametrize('implementation', ['xla', 'blockwise'])
+def test_gradients_pass_through_the_mask_and_the_bias(implementation):
+    from jax.test_util import check_grads
+
+    normal = np.random.default_rng(0).standard_normal
+    arrays = [
+        jnp.asarray(normal(shape), jnp.float32) for shape in [(1, 4, 2, 3)] * 3 + [(1, 2, 4, 4)]
+    ]
+    run = lambda q, k, v, bias: attend(
+        q, k, v, bias=bias, causal=True, implementation=implementation
+    )
+    check_grads(run, arrays, order=1, modes=('rev',), atol=1e-2, rtol=1e-2)
+
+
 def test_what_does_not_fit_is_named():
     def build(module, **options):
         return nnx.eval_shape(lambda: module(**options, rngs=Keys(0)))

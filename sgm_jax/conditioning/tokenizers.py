@@ -67,7 +67,10 @@ class ClipTokenizer:
 
 
 class ByteTokenizer:
-    """ByT5's: UTF-8 bytes plus 3, the end's 1, then zeros (arXiv:2105.13626; transformers' ByT5Tokenizer)."""
+    """ByT5's: UTF-8 bytes plus 3, the end's 1, then zeros (arXiv:2105.13626).
+
+    As transformers' ByT5Tokenizer, but a text's '</s>' is four bytes and not an end.
+    """
 
     def __call__(self, texts: Sequence[str], max_length: int) -> np.ndarray:
         return _rows(texts, max_length, self._ids)
@@ -83,13 +86,14 @@ class FileTokenizer:
     """What a tokenizer.json says, as published with T5 and other models; padded with its <pad> or zeros."""
 
     def __init__(self, path: str):
-        if not pathlib.Path(path).is_file():
+        file = pathlib.Path(path).expanduser()
+        if not file.is_file():
             raise UserError(
                 f'there is no tokenizer {path}; give the path of a tokenizer.json, or one of: '
                 f'{", ".join(sorted(TOKENIZERS))}'
             )
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises nothing narrower
             raise UserError(f'{path} is no tokenizer.json ({error})') from error
         self._tokenizer.no_padding()

@@ -279,9 +279,8 @@ def _open_clip_text(params: dict, rngs: Keys) -> nnx.Module:
 
 
 def _clip_t5(params: dict, rngs: Keys) -> nnx.Module:
-    options = {k: v for k, v in params.items() if k not in _RUN_EMBEDDER}
-    versions = {'clip_version': 'clip_arch', 't5_version': 't5_arch'}
-    options = {versions.get(k, k): v for k, v in options.items()}
+    names = {'clip_version': 'clip_arch', 't5_version': 't5_arch'}
+    options = {names.get(k, k): v for k, v in params.items() if k != 'device'}
     return call(CLIPT5Text, options, where='CLIPT5Text', rngs=rngs)
 
 
