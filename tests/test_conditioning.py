@@ -8,7 +8,7 @@ import pytest
 
 from sgm_jax.conditioning.conditioner import GeneralConditioner, Slot
 from sgm_jax.conditioning.embedders import ClassEmbedder, ConcatTimestepEmbedder, Identity
-from sgm_jax.engines.model import build_conditioner
+from sgm_jax.engines.conditioners import build_conditioner
 from sgm_jax.errors import UserError
 from sgm_jax.networks.clip import CLIP_MEAN, CLIP_STD, clip_preprocess
 from sgm_jax.networks.layers import Keys
@@ -97,7 +97,7 @@ def test_dropout_is_a_share_of_the_examples_and_groups_share_their_coins():
 def test_forced_zeros_are_for_the_unconditional_pass_only():
     conditioner = make({'input_key': 'a'}, {'input_key': 'b'})
     batch = {'a': np.ones((1, 2)), 'b': np.ones((1, 1))}
-    cond, uncond = conditioner(batch), conditioner(batch, zero=('a',))
+    cond, uncond = conditioner(batch), conditioner(batch, zero={'a': True})
     np.testing.assert_array_equal(cond['vector'], [[1, 1, 1]])
     np.testing.assert_array_equal(uncond['vector'], [[0, 0, 1]])
 

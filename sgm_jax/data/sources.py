@@ -5,6 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+from sgm_jax.data.captioned import CaptionedPictures
+from sgm_jax.data.labelled import Labelled
 from sgm_jax.data.pictures import Mixture, Pictures, VideoFrames
 from sgm_jax.data.synthetic import SyntheticVideo
 from sgm_jax.data.videos import VideoClips
@@ -33,5 +35,7 @@ SOURCES = {
     'synthetic_video': SyntheticVideo,
     'pictures': Pictures,
     'video_frames': VideoFrames,
+    'captioned_pictures': CaptionedPictures,
+    'labelled': Labelled,
     'mixture': _mixture,
 }

@@ -93,4 +93,38 @@ class LegacyDDPMDiscretization:
         return _arrange(self._table[steps], do_append_zero, flip)
 
 
-DISCRETIZATIONS = {'edm': EDMDiscretization, 'legacy_ddpm': LegacyDDPMDiscretization}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubsetDiscretization:
+    """The first n of a few chosen entries of a table, for models that need one to four steps.
+
+    `subset` counts from the noisiest of `num_timesteps` levels. Source: sgm's SubstepSampler (SDXL Turbo).
+    """
+
+    discretization: Discretization = dataclasses.field(default_factory=LegacyDDPMDiscretization)
+    num_timesteps: int = 1000
+    subset: tuple[int, ...] = (0, 100, 200, 300)
+
+    def __post_init__(self):
+        if list(self.subset) != sorted(set(self.subset)) or not all(
+            0 <= index < self.num_timesteps for index in self.subset
+        ):
+            raise UserError(
+                f'subset is {self.subset}; give ascending numbers from 0 to {self.num_timesteps - 1}'
+            )
+
+    def sigmas(self, n: int, *, do_append_zero: bool = True, flip: bool = False) -> np.ndarray:
+        _check_steps(n)
+        if n > len(self.subset):
+            raise UserError(
+                f'num_steps is {n}, but this model has {len(self.subset)} levels to begin a step at; '
+                f'give 1 to {len(self.subset)}'
+            )
+        table = self.discretization.sigmas(self.num_timesteps, do_append_zero=False)
+        return _arrange(table[list(self.subset[:n])], do_append_zero, flip)
+
+
+DISCRETIZATIONS = {
+    'edm': EDMDiscretization,
+    'legacy_ddpm': LegacyDDPMDiscretization,
+    'subset': SubsetDiscretization,
+}

@@ -14,7 +14,8 @@ from flax import nnx
 
 from sgm_jax.config import build
 from sgm_jax.engines.adversary import Adversary, Discriminator, adaptive_weight
-from sgm_jax.engines.model import build_first_stage, check_pixels
+from sgm_jax.engines.first_stages import build_first_stage
+from sgm_jax.engines.model import check_pixels
 from sgm_jax.engines.objectives import OBJECTIVES, LPIPSWithDiscriminator, Objective
 from sgm_jax.engines.protocol import Gradients, Players
 from sgm_jax.engines.structure import PyTree, Structure, to_uint8
@@ -168,6 +169,10 @@ class AutoencodingEngine:
                 )
 
     # Training.
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The pictures alone."""
+        return {'jpg': batch['jpg']}
 
     def turn(self, step: int) -> str:
         """Whose turn it is after `step` batches."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -10,61 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sgm_jax.config import build, call, check_keys, plain
+from sgm_jax.config import build, plain
 from sgm_jax.diffusion.denoiser import DenoiserLike
-from sgm_jax.diffusion.discretization import Discretization
 from sgm_jax.diffusion.drivers import sample
 from sgm_jax.diffusion.families import make
-from sgm_jax.diffusion.guiders import Guider, guide
+from sgm_jax.diffusion.guiders import guide
 from sgm_jax.diffusion.loss import StandardDiffusionLoss
 from sgm_jax.diffusion.samplers import Sampler
 from sgm_jax.engines.model import DiffusionModel, build_model, check_pixels
 from sgm_jax.engines.protocol import Gradients, Players, gradients_of
+from sgm_jax.engines.sampling import Sampling
 from sgm_jax.engines.structure import PyTree, Structure, to_uint8
-from sgm_jax.engines.tasks import TASKS, ImageToVideo, conditioning_frames
+from sgm_jax.engines.tasks import TASKS, Task, conditioning_frames
 from sgm_jax.engines.weights import Weights
 from sgm_jax.errors import UserError
 from sgm_jax.parallel.compiler import jit
 
-Batch = Mapping[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """`config.sample`: how samples are drawn by sample.py, and for the pictures of a training run.
-
-    Attributes:
-      sampler, discretization, guider: nodes of those families; steps: how many the sampler takes.
-      zero: the entries of the batch that the unconditional pass does not know.
-      height, width: pixels.
-      fps, motion_bucket, cond_aug: what the model is told.
-      decode_chunk: frames that are decoded at once; 0 for all.
-    """
-
-    sampler: Sampler
-    discretization: Discretization
-    guider: Guider
-    steps: int
-    height: int
-    width: int
-    zero: tuple[str, ...] = ()
-    fps: int = 7
-    motion_bucket: float = 127
-    cond_aug: float = 0.02
-    decode_chunk: int = 0
-
-    @classmethod
-    def from_config(cls, node: Mapping, *, num_frames: int, known: tuple[str, ...]) -> 'Sampling':
-        """From `config.sample`, for a conditioner that reads the entries `known`."""
-        families = ('sampler', 'discretization', 'guider')
-        parts = {
-            name: make(name, node[name], where=f'sample.{name}', num_frames=num_frames)
-            for name in families
-            if name in node
-        }
-        sampling = call(cls, {**plain(node), **parts}, where='sample')
-        check_keys(sampling.zero, known, where='sample.zero')
-        return sampling
+Batch = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,7 +36,7 @@ class DiffusionEngine:
     structure: Structure
     denoiser: DenoiserLike
     objective: StandardDiffusionLoss
-    task: ImageToVideo
+    task: Task
     sampling: Sampling
     weights: Weights
 
@@ -113,10 +75,10 @@ class DiffusionEngine:
 
         structure = Structure(build=lambda keys: build_model(parts, keys), trainable=trainable)
         task = build(TASKS, task, where='model.task')
-        sampling = Sampling.from_config(
+        sampling = task.sampling.from_config(
             plain(sample),
             num_frames=task.num_frames,
-            known=tuple(node['input_key'] for node in conditioner),
+            known=tuple(node.get('input_key', '') for node in conditioner),
         )
         return cls(
             structure=structure,
@@ -147,13 +109,33 @@ class DiffusionEngine:
         return self.weights.trainable()
 
     def check(self, record: Mapping[str, np.ndarray]) -> None:
-        num_frames, height, width = record['jpg'].shape[:3]
-        if num_frames != self.task.num_frames:
+        shape, num_frames = record['jpg'].shape, self.task.num_frames
+        if len(shape) != (3 if num_frames is None else 4):
+            wanted = 'pictures' if num_frames is None else 'clips'
             raise UserError(
-                f'data.num_frames is {num_frames} and model.task.num_frames is {self.task.num_frames}; '
+                f'model.task needs {wanted}, and the data gives arrays of shape {shape}; choose another '
+                'data.name or model.task'
+            )
+        if num_frames is not None and shape[0] != num_frames:
+            raise UserError(
+                f'data.num_frames is {shape[0]} and model.task.num_frames is {num_frames}; '
                 'give both the same value'
             )
-        check_pixels(self.factor, height, width)
+        check_pixels(self.factor, *shape[-3:-1])
+        wanted = {key for slot in self.structure.shape.conditioner.slots for key in slot.keys}
+        missing = sorted(wanted - set(self.task.makes) - set(record))
+        if missing:
+            raise UserError(
+                f'the data has no {missing[0]!r}, which model.conditioner reads; it has: '
+                f'{", ".join(sorted(record))}; choose another source, or its options'
+            )
+
+    def prepare(self, batch: Batch) -> dict[str, Any]:
+        """Prompts become tokens, and what nobody reads is left out."""
+        conditioner = self.structure.shape.conditioner
+        told = conditioner.tokenize({k: v for k, v in batch.items() if k != 'jpg'})
+        told = {k: v for k, v in told.items() if np.asarray(v).dtype.kind not in 'OSU'}
+        return {'jpg': batch['jpg'], **told}
 
     def turn(self, step: int) -> str:
         """There is one player."""
@@ -173,14 +155,21 @@ class DiffusionEngine:
         examples, num_frames = len(batch['jpg']), self.task.num_frames
         x, told = self.task.training_batch(batch, task_key)
         z = jax.lax.stop_gradient(model.encode(x, encode_key))
-        cond = model.condition(told, key=drop_key, examples=examples, num_frames=num_frames)
-        denoise = self._denoise(model, num_frames=num_frames, key=dropout_key)
+        cond = model.condition(told, key=drop_key, **self._video(examples))
+        denoise = self._denoise(model, key=dropout_key)
         losses, _ = self.objective(noise_key, denoise, z, cond, num_frames=num_frames)
         loss = losses.mean()
         return loss, {'loss': loss}
 
     def _denoise(self, model: DiffusionModel, **inputs: Any) -> Callable:
+        if self.task.num_frames is not None:
+            inputs['num_frames'] = self.task.num_frames
         return lambda x, sigma, cond: self.denoiser(model.apply, x, sigma, cond, **inputs)
+
+    def _video(self, examples: int) -> dict[str, int]:
+        if self.task.num_frames is None:
+            return {}
+        return dict(examples=examples, num_frames=self.task.num_frames)
 
     # Sampling.
 
@@ -198,10 +187,32 @@ class DiffusionEngine:
         )
 
     def condition(
-        self, params: PyTree, frozen: PyTree, batch: Batch
+        self,
+        params: PyTree,
+        frozen: PyTree,
+        batch: Batch,
+        *,
+        without: Batch | None = None,
+        zero: Sequence[str] | None = None,
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """(cond, uncond) for the clips of a conditioner's batch."""
-        return self._condition(params, frozen, dict(batch))
+        """(cond, uncond) for a conditioner's batch; on the host.
+
+        Args:
+          batch: the entries that the embedders read, prompts as text.
+          without: the batch of the unconditional pass, by default the same.
+          zero: the entries that it does not know, by default `config.sample.zero`.
+        """
+        zeroed = self.sampling.zero if zero is None else zero
+        embed = lambda told, hidden: self._condition(
+            params,
+            frozen,
+            self._tokenize(told),
+            {name: np.bool_(name in hidden) for name in self.sampling.zero},
+        )
+        return embed(batch, ()), embed(batch if without is None else without, zeroed)
+
+    def _tokenize(self, batch: Batch) -> dict[str, Any]:
+        return self.structure.shape.conditioner.tokenize(batch)
 
     def metrics(self, params: PyTree, frozen: PyTree, batch: Batch) -> dict[str, float]:
         """None: what a diffusion model makes of held-out examples is looked at."""
@@ -209,14 +220,10 @@ class DiffusionEngine:
 
     @functools.cached_property
     def _condition(self) -> Callable:
-        def condition(params, frozen, batch):
+        def condition(params, frozen, batch, zero):
             model = self.structure.merge(params, frozen)
-            examples = len(next(iter(batch.values())))
-            video = dict(examples=examples, num_frames=self.task.num_frames)
-            return (
-                model.condition(batch, **video),
-                model.condition(batch, zero=self.sampling.zero, **video),
-            )
+            examples = len(next(iter(batch.values()))) if batch else 0
+            return model.condition(batch, zero=zero, **self._video(examples))
 
         return jit(condition)
 
@@ -224,38 +231,58 @@ class DiffusionEngine:
         self,
         params: PyTree,
         frozen: PyTree,
-        batch: Batch,
-        key: jax.Array,
+        told: tuple[dict[str, jax.Array], dict[str, jax.Array]],
+        keys: jax.Array,
         *,
         size: tuple[int, int],
-        steps: int | None = None,
-        scales: np.ndarray | None = None,
+        sampling: Sampling | None = None,
+        sigmas: np.ndarray | None = None,
+        start: jax.Array | None = None,
+        noised: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> jax.Array:
-        """Latents (b*t, h, w, c) for a conditioner's batch of b clips of `size` (height, width) pixels.
+        """Latents (n * num_frames, h, w, c) of n pictures or clips of `size` (height, width) pixels.
 
-        `steps` and the guidance `scales` (per frame) may change from call to call without compiling again.
+        Sigmas, their number, and the guidance's strength change from call to call without compiling again.
+
+        Args:
+          told: from `condition`.
+          keys: (n,), one for the noise of each: a picture does not depend on those beside it.
+          sampling: how; by default `config.sample`.
+          sigmas: the noise levels, by default those of `sampling`. Where the last is not zero, the result
+            still has its noise.
+          start: latents to begin from instead of pure noise; `noised` says that they have the noise of
+            the first sigma already.
         """
-        sampling = self.sampling
-        cond, uncond = self.condition(params, frozen, batch)
-        examples = len(next(iter(batch.values())))
-        shape = (examples * self.task.num_frames, *self.latent_size(size), self.latent_channels)
-        start_key, noise_key = jax.random.split(key)
-        x = jax.random.normal(start_key, shape)
-        scales = sampling.guider.scales() if scales is None else scales
-        step = functools.partial(self._step, params, frozen, cond, uncond, scales)
-        sigmas = sampling.discretization.sigmas(steps or sampling.steps)
-        return sample(sampling.sampler, step, x, sigmas, noise_key, progress=progress)
+        sampling = sampling or self.sampling
+        if sigmas is None:
+            sigmas = sampling.discretization.sigmas(sampling.steps)
+        shape = (self.task.num_frames or 1, *self.latent_size(size), self.latent_channels)
+        x = _noise(keys, 0, shape)
+        if start is not None:
+            # The driver scales its x by the root, as if it were pure noise.
+            noise = 0.0 if noised else sigmas[0] * x
+            x = (start + noise) / np.sqrt(1 + np.float32(sigmas[0]) ** 2)
+        scales = sampling.guider.scales()
+        cond, uncond = told
+        uncond = None if scales is None else uncond
+        step = functools.partial(self._step(sampling.sampler), params, frozen, cond, uncond, scales)
+        noise = lambda call: _noise(keys, 1 + call, shape)
+        return sample(sampling.sampler, step, x, sigmas, noise=noise, progress=progress)
 
-    @functools.cached_property
-    def _step(self) -> Callable:
-        def step(params, frozen, cond, uncond, scales, carry, scalars, noise):
-            model = self.structure.merge(params, frozen)
-            single = self._denoise(model, num_frames=self.task.num_frames)
-            guided = lambda x, sigma: guide(single, x, sigma, cond, uncond, scales)
-            return self.sampling.sampler.step(carry, guided, scalars, noise)
+    def _step(self, sampler: Sampler) -> Callable:
+        # Kept, for it holds what was compiled.
+        steps = self.__dict__.setdefault('_steps', {})
+        if sampler not in steps:
 
-        return jit(step)
+            def step(params, frozen, cond, uncond, scales, carry, scalars, noise):
+                model = self.structure.merge(params, frozen)
+                single = self._denoise(model)
+                guided = lambda x, sigma: guide(single, x, sigma, cond, uncond, scales)
+                return sampler.step(carry, guided, scalars, noise)
+
+            steps[sampler] = jit(step)
+        return steps[sampler]
 
     def encode(self, params: PyTree, frozen: PyTree, images: jax.Array) -> jax.Array:
         """Images (n, h, w, 3) in [-1, 1] to their likeliest scaled latents."""
@@ -268,19 +295,19 @@ class DiffusionEngine:
     def decode(
         self, params: PyTree, frozen: PyTree, z: jax.Array, *, chunk: int | None = None
     ) -> jax.Array:
-        """Scaled latents (b*t, h, w, c) to images, `chunk` frames of a clip at a time (all by default).
+        """Scaled latents (n, h, w, c) to images: `chunk` frames of each clip, or pictures, at a time.
 
         The temporal decoder mixes the frames of a chunk, so a chunk of fewer than all frames changes the
         result a little at its edges; memory grows with the chunk only.
         """
-        num_frames = self.task.num_frames
+        num_frames = self.task.num_frames or len(z)
         clips = z.reshape(-1, num_frames, *z.shape[1:])
         chunk = min(chunk or num_frames, num_frames)
         parts = [
             self._decode(params, frozen, clips[:, start : start + chunk])
             for start in range(0, num_frames, chunk)
         ]
-        images = jnp.concatenate(parts, 1)
+        images = jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
         return images.reshape(-1, *images.shape[2:])
 
     @functools.cached_property
@@ -323,20 +350,34 @@ class DiffusionEngine:
         *,
         players: Players | None = None,
     ) -> dict[str, np.ndarray]:
-        """The clips, what the first stage makes of them, and samples from their first frames."""
-        clips = jnp.asarray(batch['jpg'])
-        size = clips.shape[2:4]
-        frames = clips.reshape(-1, *clips.shape[2:])
+        """The examples, what the first stage makes of them, and samples that are told what they are."""
+        inputs = jnp.asarray(batch['jpg'])
+        frames = inputs.reshape(-1, *inputs.shape[-3:])
         cond_key, sample_key = jax.random.split(key)
-        aug = jnp.full((len(clips),), self.sampling.cond_aug)
-        told = {
-            **{k: jnp.asarray(v) for k, v in batch.items() if k != 'jpg'},
-            **conditioning_frames(clips[:, 0], aug, cond_key),
-        }
-        z = self.sample_latents(params, frozen, told, sample_key, size=size)
-        video = lambda x: to_uint8(x).reshape(clips.shape)
-        pictures = {'inputs': video(clips), 'samples': video(self.decode(params, frozen, z))}
+        told = {k: v for k, v in batch.items() if k != 'jpg'}
+        without, zero = None, None
+        if self.task.num_frames is None:
+            without, zero = self.sampling.without(told)
+        else:
+            aug = jnp.full((len(inputs),), self.sampling.cond_aug)
+            told |= conditioning_frames(inputs[:, 0], aug, cond_key)
+        z = self.sample_latents(
+            params,
+            frozen,
+            self.condition(params, frozen, told, without=without, zero=zero),
+            jax.random.split(sample_key, len(inputs)),
+            size=inputs.shape[-3:-1],
+        )
+        shown = lambda x: to_uint8(x).reshape(inputs.shape)
+        pictures = {'inputs': shown(inputs), 'samples': shown(self.decode(params, frozen, z))}
         if self.structure.shape.first_stage is not None:
             latents = self.encode(params, frozen, frames)
-            pictures['reconstructions'] = video(self.decode(params, frozen, latents))
+            pictures['reconstructions'] = shown(self.decode(params, frozen, latents))
         return pictures
+
+
+@functools.partial(jax.jit, static_argnames='shape')
+def _noise(keys: jax.Array, call: int, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal (n * shape[0], ...), of each key alone, for one call of the network."""
+    draw = lambda key: jax.random.normal(jax.random.fold_in(key, call), shape)
+    return jax.vmap(draw)(keys).reshape(-1, *shape[1:])

@@ -80,6 +80,10 @@ class Engine(Protocol):
         """Raises a UserError if an example (without a batch axis) does not fit the model."""
         ...
 
+    def prepare(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What of a batch is the host's work, before it goes to the devices: prompts become tokens."""
+        ...
+
     def turn(self, step: int) -> str:
         """Who learns after `step` batches: a name for `gradients`, a compiled step each."""
         ...

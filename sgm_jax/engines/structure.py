@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -67,8 +68,13 @@ class Structure:
         return self.split(self.build(Keys(key)))[1:]
 
     def merge(self, params: PyTree, frozen: PyTree) -> nnx.Module:
-        """The module with these parameters."""
-        return nnx.merge(self.abstract[0], params, frozen)
+        """The module with these parameters, which may be held in fewer bits than its own float32."""
+        return nnx.merge(self.abstract[0], *jax.tree.map(_widened, (params, frozen)))
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    half = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.float32
+    return x.astype(jnp.float32) if half else x
 
 
 def to_uint8(images: jax.Array) -> np.ndarray:

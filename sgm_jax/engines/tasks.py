@@ -2,9 +2,32 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+
+from sgm_jax.engines.sampling import ImageSampling, Sampling, VideoSampling
+
+
+class Task(Protocol):
+    """What a batch of data is to a diffusion model.
+
+    Attributes:
+      num_frames: of a clip; None for pictures.
+      makes: the entries of the conditioner's batch that the task itself makes.
+      sampling: what `config.sample` describes.
+    """
+
+    num_frames: int | None
+    makes: ClassVar[tuple[str, ...]]
+    sampling: ClassVar[type[Sampling]]
+
+    def training_batch(
+        self, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Pictures (n, h, w, c) to learn, and the conditioner's batch."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +41,9 @@ class ImageToVideo:
     num_frames: int
     cond_aug_mean: float = -3.0
     cond_aug_std: float = 0.5
+
+    makes: ClassVar = ('cond_frames_without_noise', 'cond_frames', 'cond_aug')
+    sampling: ClassVar = VideoSampling
 
     def training_batch(
         self, batch: Mapping[str, jax.Array], key: jax.Array
@@ -33,6 +59,22 @@ class ImageToVideo:
         }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images:
+    """Pictures, told whatever comes with them: a prompt, a class, sizes, or nothing."""
+
+    num_frames: ClassVar = None
+    makes: ClassVar = ()
+    sampling: ClassVar = ImageSampling
+
+    def training_batch(
+        self, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`jpg` (b, h, w, c), and all the rest."""
+        del key
+        return batch['jpg'], {k: v for k, v in batch.items() if k != 'jpg'}
+
+
 def conditioning_frames(
     frames: jax.Array, cond_aug: jax.Array, key: jax.Array
 ) -> dict[str, jax.Array]:
@@ -45,4 +87,4 @@ def conditioning_frames(
     }
 
 
-TASKS = {'image_to_video': ImageToVideo}
+TASKS = {'image_to_video': ImageToVideo, 'images': Images}

@@ -3,12 +3,14 @@
 import dataclasses
 import logging
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from sgm_jax.engines.model import build_first_stage
+from sgm_jax.engines.first_stages import build_first_stage
 from sgm_jax.engines.structure import PyTree, Structure
 from sgm_jax.errors import UserError
 from sgm_jax.interop import checkpoint_files, to_sgm, workdir_files
@@ -16,6 +18,8 @@ from sgm_jax.networks.layers import Buffer, Keys
 
 LOG = logging.getLogger(__name__)
 FIRST_STAGE = 'first_stage'
+# Where a weight goes as soon as it is read: `sgm.load`'s place.
+Place = Callable[[Any, np.ndarray], Any]
 _PREFIX = 'first_stage_model.'
 # Of a temporal decoder, what a decoder of pictures has not.
 _OVER_TIME = re.compile(r'time_stack|time_mix|mix_factor|video_time_embed')
@@ -37,14 +41,14 @@ class Weights:
     first_stage_checkpoint: str = ''
     from_scratch: bool = False
 
-    def trainable(self) -> PyTree | None:
-        """The trained tree of the checkpoint, or None."""
+    def trainable(self, place: Place | None = None) -> PyTree | None:
+        """The trained tree of the checkpoint, or None; on the host, unless `place` puts it elsewhere."""
         if not self.checkpoint or self.from_scratch:
             return None
-        return self._read(trained=True)
+        return self._read(trained=True, place=place)
 
-    def frozen(self) -> PyTree:
-        """The frozen tree.
+    def frozen(self, place: Place | None = None) -> PyTree:
+        """The frozen tree; on the host, unless `place` puts it elsewhere.
 
         Raises:
           UserError: a part with weights has no file, or the file does not fit.
@@ -52,10 +56,10 @@ class Weights:
         wanted = self.structure.abstract[2]
         found = {}
         if self.first_stage_checkpoint and wanted.get(FIRST_STAGE):
-            found[FIRST_STAGE] = self._first_stage()
+            found[FIRST_STAGE] = self._first_stage(place)
         missing = {part: tree for part, tree in wanted.items() if part not in found}
         if self.checkpoint and jax.tree.leaves(missing):
-            whole = self._read(trained=False)
+            whole = self._read(trained=False, place=place)
             return {part: found.get(part, whole[part]) for part in wanted}
         without_file = [part for part in missing if part in self._parts_with_weights()]
         if without_file:
@@ -70,17 +74,20 @@ class Weights:
             missing = {part: fresh[part] for part in missing}
         return {**missing, **found}
 
-    def _read(self, *, trained: bool) -> PyTree:
+    def _read(self, *, trained: bool, place: Place | None) -> PyTree:
         # One half at a time: the other is not even read.
         module = self.structure.module()
         frozen = self.structure.abstract[2]
         only = lambda path: _has(frozen, path) != trained
-        filled = checkpoint_files.read(self.checkpoint, module, only=only)
+        options = {'place': place} if place else {}
+        filled = checkpoint_files.read(self.checkpoint, module, only=only, **options)
         return self.structure.split(filled)[1 if trained else 2]
 
-    def _first_stage(self) -> PyTree:
+    def _first_stage(self, place: Place | None) -> PyTree:
         stage = Structure(build=lambda keys: self.structure.build(keys).first_stage)
-        return nnx.to_pure_dict(nnx.state(first_stage(self.first_stage_checkpoint, stage)))
+        module = first_stage(self.first_stage_checkpoint, stage)
+        tree = nnx.to_pure_dict(nnx.state(module))
+        return jax.device_put(tree) if place else tree
 
     def _parts_with_weights(self) -> set[str]:
         module = self.structure.shape

@@ -1,10 +1,9 @@
 """Published checkpoints as files: what is in them, and modules filled from them."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
 from sgm_jax.errors import UserError
@@ -126,7 +125,7 @@ def read(
     module: nnx.Module,
     *,
     prefix: str = '',
-    only: Callable[[tuple], bool] = lambda path: True,
+    **options: Any,
 ) -> nnx.Module:
     """An abstract module, filled with the weights of a file as `sgm.load` does, on the host.
 
@@ -134,18 +133,19 @@ def read(
       path: a checkpoint, as `open_tensors` takes it.
       module: of nnx.eval_shape.
       prefix: what the names of the module's weights begin with in the file.
-      only: which parameters, by path, are read; the others stay abstract.
+      **options: `sgm.load`'s only (which parameters are read) and place.
 
     Raises:
       UserError: the file is missing or damaged, or lists what does not fit.
     """
-    return fill(module, open_tensors(path), path, prefix=prefix, only=only)
+    return fill(module, open_tensors(path), path, prefix=prefix, **options)
 
 
 def fill(module: nnx.Module, tensors: Mapping[str, Any], path: str, **options: Any) -> nnx.Module:
-    """`sgm.load` on the host, of tensors that come from `path`: its errors name that."""
+    """`sgm.load`, on the host unless `place` says otherwise, of `path`'s tensors: its errors name that."""
+    options = {'place': lambda entry, array: entry.typed(array), **options}
     try:
-        return sgm.load(module, tensors, place=np.asarray, **options)
+        return sgm.load(module, tensors, **options)
     except UserError as error:
         raise error if path in str(error) else UserError(f'{path}: {error}') from error
 

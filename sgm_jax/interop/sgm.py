@@ -28,6 +28,10 @@ class Entry(NamedTuple):
     variable: nnx.Variable
     turned: bool
 
+    def typed(self, array: np.ndarray) -> np.ndarray:
+        """An array in the parameter's own type."""
+        return array.astype(self.variable.dtype, copy=False)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape in PyTorch's layout."""
@@ -100,12 +104,12 @@ def load(
     *,
     prefix: str = '',
     only: Callable[[tuple], bool] = lambda path: True,
-    place: Callable[[np.ndarray], Any] = jnp.asarray,
+    place: Callable[[Entry, np.ndarray], Any] | None = None,
 ) -> nnx.Module:
     """Fills an (abstract) module from the names of a state dict that begin with `prefix`.
 
     All names and shapes are checked; values are read for those paths that `only` holds for, and put where
-    `place` puts them: by default on the first device.
+    `place` puts them: by default on the first device, in the module's own type.
     """
     wanted = {prefix + entry.name: entry for entry in entries(module)}
     check_names(
@@ -116,11 +120,11 @@ def load(
             if name.startswith(prefix) and not name.endswith(REPEATED)
         },
     )
+    place = place or (lambda entry, array: jnp.asarray(entry.typed(array)))
     for name, entry in wanted.items():
-        if not only(entry.path):
-            continue
-        array = inward(np.asarray(state_dict[name]), entry.turned)
-        entry.variable.set_value(place(array.astype(entry.variable.dtype, copy=False)))
+        if only(entry.path):
+            array = inward(np.asarray(state_dict[name]), entry.turned)
+            entry.variable.set_value(place(entry, array))
     return module
 
 

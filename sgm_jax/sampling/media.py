@@ -5,19 +5,23 @@ Files are encoded in memory and appear under their name whole or not at all.
 
 import fractions
 import io
+import json
 import math
 import os
 import pathlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import av
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from sgm_jax.errors import UserError
 
 VIDEO_SUFFIXES = ('.mp4', '.gif', '.webp', '.png')
+IMAGE_SUFFIXES = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP'}
 # Visually lossless for H.264, and still a tenth of the size of lossless.
 CRF = 17
 _BT709 = 1  # of ITU-T H.273: primaries, transfer and matrix alike
@@ -79,14 +83,41 @@ def resize_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(resized)
 
 
-def write_image(path: PathLike, image: np.ndarray) -> None:
-    """Writes uint8 (h, w, 3) as .png, .jpg or .webp; errors and atomicity as in `write_video`."""
+def write_image(
+    path: PathLike, image: np.ndarray, *, settings: Mapping[str, Any] | None = None
+) -> None:
+    """Writes uint8 (h, w, 3) or (h, w, 1) as .png, .jpg or .webp, as whole as `write_video` does.
+
+    `settings` are kept in a PNG's metadata as JSON, under the key 'parameters'.
+    """
     path = pathlib.Path(path).expanduser()
-    known = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP'}
-    encoding = known.get(path.suffix.lower())
-    if encoding is None:
-        raise UserError(f'{path}: pictures are written as {", ".join(known)}; change the suffix')
-    _write_whole(path, _encode_image(image, encoding))
+    check_image_suffix(path)
+    image = image[..., 0] if image.shape[-1] == 1 else image
+    _write_whole(path, _encode_image(image, IMAGE_SUFFIXES[path.suffix.lower()], settings))
+
+
+def read_settings(path: PathLike) -> dict[str, Any]:
+    """What `write_image` kept in a PNG; nothing, if it kept nothing."""
+    with Image.open(path) as image:
+        return json.loads(image.info.get('parameters', '{}'))
+
+
+def check_image_suffix(path: PathLike) -> None:
+    """Raises a UserError that lists the suffixes, unless `path` has one of them."""
+    if pathlib.Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+        raise UserError(
+            f'{path}: pictures are written as {", ".join(IMAGE_SUFFIXES)}; change the suffix'
+        )
+
+
+def check_suffix(path: PathLike) -> None:
+    """Raises a UserError that lists the suffixes, unless pictures or videos have that of `path`."""
+    known = dict.fromkeys((*VIDEO_SUFFIXES, *IMAGE_SUFFIXES))
+    if pathlib.Path(path).suffix.lower() not in known:
+        raise UserError(
+            f'{path}: videos are written as {", ".join(VIDEO_SUFFIXES)}, and pictures as '
+            f'{", ".join(IMAGE_SUFFIXES)}; change the suffix'
+        )
 
 
 def write_video(path: PathLike, frames: np.ndarray, fps: float, *, crf: int = CRF) -> None:
@@ -185,9 +216,14 @@ def _encode_animation(
     return buffer.getvalue()
 
 
-def _encode_image(image: np.ndarray, encoding: str) -> bytes:
+def _encode_image(
+    image: np.ndarray, encoding: str, settings: Mapping[str, Any] | None = None
+) -> bytes:
     buffer = io.BytesIO()
     options = {} if encoding == 'PNG' else {'quality': 95}
+    if encoding == 'PNG' and settings:
+        options['pnginfo'] = PngInfo()
+        options['pnginfo'].add_itxt('parameters', json.dumps(settings, ensure_ascii=False))
     Image.fromarray(image).save(buffer, encoding, **options)
     return buffer.getvalue()
 

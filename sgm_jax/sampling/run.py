@@ -2,42 +2,104 @@
 
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from sgm_jax.errors import UserError
-from sgm_jax.sampling import media
+from sgm_jax.sampling import media, watermark
+from sgm_jax.sampling.inputs import read_prompts
 
 LOG = logging.getLogger(__name__)
 
 
 def run(
-    *, config: Any, checkpoint: str | None, image: str | None, output: str | None, **options: Any
+    *,
+    config: Any,
+    checkpoint: str | None,
+    output: str | None,
+    prompts: str | None = None,
+    refiner: str | None = None,
+    dtype: str | None = None,
+    mark: bool = False,
+    **options: Any,
 ) -> int:
     """Loads, samples, writes. `options` are `LoadedModel.sample`'s; None stands for the config's value.
 
     Raises:
       UserError: a flag is missing, or whatever loading, sampling and writing find wrong.
     """
-    for name, value in dict(checkpoint=checkpoint, image=image, output=output).items():
+    for name, value in dict(checkpoint=checkpoint, output=output).items():
         if not value:
             raise UserError(f'give --{name}; --help lists the flags')
     # Before the work, not after it.
-    media.check_video_suffix(output)
-    media.read_image(image)
+    media.check_suffix(output)
+    if options.get('image'):
+        media.read_image(options['image'])
+    if prompts:
+        if options.get('prompt'):
+            raise UserError('--prompt goes without --prompts; give one of the two')
+        options['prompt'] = read_prompts(prompts)
+    if mark:
+        watermark.check_installed()
     from sgm_jax.sampling.load import load
 
-    model = load(checkpoint, config)
+    model = load(checkpoint, config, dtype=dtype)
+    if refiner:
+        options['refiner'] = load(refiner, dtype=dtype)
+    given = {name: value for name, value in options.items() if value is not None}
+    model.check_options(given)
+    if model.makes_videos:
+        media.check_video_suffix(output)
+    else:
+        media.check_image_suffix(output)
     with tqdm(desc='sample', unit='call', delay=0.5) as bar:  # no bar above an early error
 
         def progress(done: int, calls: int) -> None:
             bar.total = calls
             bar.update(done - bar.n)
 
-        frames = model.sample(image=image, progress=progress, **options)[0]
-    fps = options.get('fps') or model.engine.sampling.fps
+        found = model.sample(progress=progress, **given)
+    if model.makes_videos:
+        _write_video(output, found[0], given.get('fps') or model.engine.sampling.fps)
+    else:
+        found = watermark.mark(found) if mark else found
+        settings = {'checkpoint': checkpoint, 'refiner': refiner, 'dtype': dtype, **given}
+        _write_images(pathlib.Path(output), found, settings)
+    return 0
+
+
+def _write_video(output: str, frames: np.ndarray, fps: float) -> None:
     media.write_video(output, frames, fps)
     count, height, width = frames.shape[:3]
-    LOG.info('wrote %s: %d frames of %dx%d', pathlib.Path(output), count, height, width)
-    return 0
+    LOG.info('wrote %s: %d frames of %dx%d', output, count, height, width)
+
+
+def _write_images(path: pathlib.Path, images: np.ndarray, settings: Mapping[str, Any]) -> None:
+    """One picture under its name; several as a grid, and each of them numbered beside it."""
+    settings = {name: value for name, value in settings.items() if value is not None}
+    prompts = settings.get('prompt')
+    seed, each = settings.get('seed', 0), len(images)
+    if isinstance(prompts, list):
+        each = len(images) // len(prompts)
+    told = lambda index: {
+        **{
+            k: v if isinstance(v, (int, float, list, tuple)) else str(v)
+            for k, v in settings.items()
+        },
+        **({'prompt': prompts[index // each]} if isinstance(prompts, list) else {}),
+        'seed': seed + index,
+    }
+    height, width = images.shape[1:3]
+    if len(images) == 1:
+        media.write_image(path, images[0], settings=told(0))
+        LOG.info('wrote %s: %dx%d', path, height, width)
+        return
+    digits = len(str(len(images) - 1))
+    for index, image in enumerate(images):
+        numbered = path.with_name(f'{path.stem}-{index:0{digits}}{path.suffix}')
+        media.write_image(numbered, image, settings=told(index))
+    media.write_image(path, media.grid(images), settings={**told(0), 'seed': seed})
+    LOG.info('wrote %s and, beside it, %d pictures of %dx%d', path, len(images), height, width)

@@ -202,9 +202,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
             tqdm(total=options.steps, initial=begin, desc='train', unit='step', disable=not first)
         )
         window = _Window()
+        put = lambda batch: meshes.put_batch(setup.engine.prepare(batch), mesh)
         step = begin
         while step < options.steps and not stop.wanted:
-            batch = window.timed('data_wait', lambda: meshes.put_batch(next(data), mesh))
+            batch = window.timed('data_wait', lambda: put(next(data)))
             turn = setup.engine.turn(step)
             state, scalars = setup.step(turn, state, frozen, batch, step_key)
             step += 1

@@ -1,0 +1,61 @@
+"""What a user gives, as arrays: pictures, files of prompts, and numbers within their limits."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from sgm_jax.errors import UserError
+from sgm_jax.sampling.media import read_image, resize_crop
+
+Image = str | pathlib.Path | np.ndarray
+
+
+def read_images(image: Image | Sequence[Image], size: tuple[int, int]) -> np.ndarray:
+    """uint8 (n, *size, 3) of a path or uint8 (h, w, 3), or several; cropped at the centre and scaled."""
+    several = isinstance(image, Sequence) and not isinstance(image, str)
+    several = several or (isinstance(image, np.ndarray) and image.ndim == 4)
+    images = list(image) if several else [image]
+    if not images:
+        raise UserError('no picture was given; give image=')
+    return np.stack([_read_one(x, size) for x in images])
+
+
+def _read_one(image: Image, size: tuple[int, int]) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
+        return read_image(image, size)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise UserError(f'pictures are uint8 (h, w, 3), got {image.dtype} {image.shape}')
+    return resize_crop(image, size)
+
+
+def to_float(images: np.ndarray) -> np.ndarray:
+    """uint8 to [-1, 1]."""
+    if images.dtype != np.uint8:
+        raise UserError(f'pictures are uint8 (0 to 255), got {images.dtype}')
+    return images.astype(np.float32) / 127.5 - 1.0
+
+
+def read_prompts(path: str | pathlib.Path) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+      UserError: there is no such file, it is no text, or has no prompt.
+    """
+    path = pathlib.Path(path).expanduser()
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
+        raise UserError(f'{path}: cannot read prompts ({reason}); give a text file') from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f'{path}: no prompt in it; write one on each line')
+    return prompts
+
+
+def at_least_one(**numbers: int) -> None:
+    """Raises a UserError for the first number below 1."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f'{name} is {value}; give 1 or more')

@@ -1,0 +1,230 @@
+"""From words, classes and pictures to pictures: what changes them, what does not, and what cannot be."""
+
+import jax
+import numpy as np
+import pytest
+import tiny_pictures
+
+import sgm_jax
+from sgm_jax.config import load_config
+from sgm_jax.engines import build
+from sgm_jax.errors import UserError
+from sgm_jax.sampling import media
+from sgm_jax.sampling.load import LoadedModel
+from sgm_jax.training.loop import train
+
+SIZE = tiny_pictures.SIZE
+
+
+@pytest.fixture(scope='module')
+def base():
+    return tiny_pictures.model('sdxl_base')
+
+
+@pytest.fixture(scope='module')
+def refiner():
+    return tiny_pictures.model('sdxl_refiner')
+
+
+@pytest.fixture(scope='module')
+def digits() -> LoadedModel:
+    config = load_config('configs/mnist.py:tiny')
+    config.sample.update(steps=2, height=8, width=8)
+    config.model.network.update(model_channels=32, channel_mult=(1, 1))
+    engine = build(config)
+    params = jax.jit(engine.init)(jax.random.key(0))
+    wave = lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape)
+    return LoadedModel(engine=engine, params=jax.tree.map(wave, params), frozen={})
+
+
+@pytest.fixture(scope='module')
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+
+
+def differ(a, b) -> bool:
+    return bool((a != b).any())
+
+
+def test_each_picture_has_the_noise_of_its_seed_alone(base):
+    images = base.sample(prompt=['a fox', 'a cat'], count=2, seed=5)
+    assert images.shape == (4, SIZE, SIZE, 3)
+    assert images.dtype == np.uint8
+    alone = base.sample(prompt='a cat', seed=8)
+    assert np.abs(images[3].astype(int) - alone[0]).max() <= 1
+    assert differ(images[0], images[1])
+
+
+def test_batches_do_not_change_the_pictures(base):
+    together = base.sample(prompt='a fox', count=3)
+    apart = base.sample(prompt='a fox', count=3, batch=2)
+    assert apart.shape == together.shape
+    assert np.abs(apart.astype(int) - together).max() <= 1
+
+
+@pytest.mark.parametrize(
+    'told',
+    [
+        dict(prompt='a cat'),
+        dict(negative_prompt='blurred'),
+        dict(seed=1),
+        dict(steps=3),
+        dict(scale=1.5),
+        dict(original_size=(100, 200)),
+        dict(crop=(0, 300)),
+        dict(target_size=(2000, 100)),
+        dict(sampler='heun_edm'),
+        dict(sampler='dpmpp2m', steps=4),
+        dict(discretization='edm'),
+        dict(guider='identity'),
+    ],
+)
+def test_whatever_is_told_changes_the_picture(base, told):
+    assert differ(base.sample(**{'prompt': 'a fox', **told}), base.sample(prompt='a fox'))
+
+
+def test_guidance_of_one_is_no_guidance(base):
+    one = base.sample(prompt='a fox', scale=1.0)
+    none = base.sample(prompt='a fox', guider='identity')
+    assert np.abs(one.astype(int) - none).max() <= 1
+
+
+def test_words_and_numbers_do_not_compile_again(base, compilations):
+    base.sample(prompt='a fox', count=2)
+    with compilations() as count:
+        base.sample(
+            prompt=['something else', 'entirely'],
+            negative_prompt='not this',
+            seed=9,
+            steps=5,
+            scale=2.0,
+            original_size=(10, 10),
+        )
+    assert count() == 0
+
+
+def test_a_picture_of_strength_nought_is_the_picture(base, picture):
+    same = base.sample(prompt='a fox', image=picture, strength=0.0)
+    np.testing.assert_array_equal(same[0], picture)
+    near = base.sample(prompt='a fox', image=picture, strength=0.4, steps=10)
+    far = base.sample(prompt='a fox', image=picture, strength=0.9, steps=10)
+    distance = lambda x: np.abs(x[0].astype(float) - picture).mean()
+    assert 0 < distance(near) < distance(far)
+
+
+def test_strength_counts_steps_as_sgm_does(base, picture):
+    calls = []
+    base.sample(
+        prompt='a fox',
+        image=picture,
+        strength=0.5,
+        steps=10,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    # Of 10 steps' 11 sigmas, zero included, the last int(0.5 * 11) = 5 are 4 steps.
+    assert calls == [(n, 4) for n in range(1, 5)]
+
+
+def test_a_refiner_takes_the_last_steps(base, refiner):
+    calls = []
+    handed = base.sample(
+        prompt='a fox',
+        refiner=refiner,
+        handoff=0.25,
+        steps=8,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert calls == [(n, 8) for n in range(1, 9)]
+    alone = base.sample(prompt='a fox', steps=8)
+    assert differ(handed, alone)
+    # Nothing handed off is base alone; and the halves of one model are the whole.
+    np.testing.assert_array_equal(
+        base.sample(prompt='a fox', refiner=refiner, handoff=0.0, steps=8), alone
+    )
+    halves = base.sample(prompt='a fox', refiner=base, handoff=0.5, steps=8)
+    assert np.abs(halves.astype(int) - alone).max() <= 1
+
+
+def test_the_refiner_is_told_its_scores(refiner):
+    plain = refiner.sample(prompt='a fox')
+    assert differ(refiner.sample(prompt='a fox', aesthetic_score=1.0), plain)
+    assert differ(refiner.sample(prompt='a fox', negative_aesthetic_score=9.0), plain)
+
+
+def test_turbo_takes_one_to_four_steps():
+    turbo = tiny_pictures.model('sdxl_turbo')
+    images = [turbo.sample(prompt='a fox', steps=steps) for steps in (1, 2, 4)]
+    assert differ(images[0], images[1])
+    assert differ(images[1], images[2])
+    with pytest.raises(UserError, match='num_steps is 5, but this model has 4 levels'):
+        turbo.sample(prompt='a fox', steps=5)
+
+
+def test_classes_are_told(digits):
+    images = digits.sample(cls=[3, 7], count=2)
+    assert images.shape == (4, 8, 8, 1)
+    assert differ(digits.sample(cls=3), digits.sample(cls=7))
+
+
+def test_an_aspect_is_a_size(base):
+    # SDXL's bucket for 16:9 is 768x1344; this model's side is 8 instead of 1024.
+    assert base.sample(prompt='a fox', aspect='16:9').shape[1:3] == (6, 10)
+
+
+@pytest.mark.parametrize(
+    ('wish', 'words'),
+    [
+        (dict(prompt=None), 'no prompt was given'),
+        (dict(prompt=[]), 'no prompt was given'),
+        (dict(strength=0.5), 'strength is given without a picture'),
+        (dict(image=np.zeros((9, 9, 3), np.uint8), strength=1.5), 'strength is 1.5; give 0'),
+        (dict(handoff=-0.1), 'handoff is -0.1'),
+        (dict(cls=3), 'knows no classes'),
+        (dict(steps=0), 'steps is 0'),
+        (dict(count=0), 'count is 0'),
+        (dict(height=9), 'size 9x8 is not divisible by 2'),
+        (dict(aspect='16:9', height=8), 'aspect goes without'),
+        (dict(aspect='wide'), 'aspect is .wide.; give WIDTH:HEIGHT'),
+        (dict(sampler='euler'), "unknown name 'euler'; choose one of: dpmpp2m"),
+        (dict(guider='identity', scale=2.0), 'IdentityGuider has no strength'),
+        (dict(fps=7), "unknown key 'fps'"),
+        (dict(image=[np.zeros((9, 9, 3), np.uint8)] * 3), '3 pictures were given for 1 prompts'),
+    ],
+)
+def test_impossible_wishes_are_named(base, wish, words):
+    with pytest.raises(UserError, match=words):
+        base.sample(**{'prompt': 'a fox', **wish})
+
+
+@pytest.mark.parametrize(
+    ('wish', 'words'),
+    [
+        (dict(), 'no class was given'),
+        (dict(cls=10), 'cls is 10; give whole numbers from 0 to 9'),
+        (dict(cls=1, prompt='seven'), 'knows no words'),
+    ],
+)
+def test_impossible_classes_are_named(digits, wish, words):
+    with pytest.raises(UserError, match=words):
+        digits.sample(**wish)
+
+
+def test_settings_are_in_the_file(tmp_path, picture):
+    path = tmp_path / 'deep' / 'fox.png'
+    media.write_image(path, picture, settings={'prompt': 'ein Fuchs — süß', 'seed': 3})
+    assert media.read_settings(path) == {'prompt': 'ein Fuchs — süß', 'seed': 3}
+    np.testing.assert_array_equal(media.read_image(path), picture)
+
+
+@pytest.mark.parametrize('name', ['sdxl_base', 'sdxl_refiner', 'sd21', 'txt2img_clipl'])
+def test_tiny_models_train_and_are_sampled_from_their_workdirs(name, tmp_path):
+    config = tiny_pictures.config(name)
+    config.train.image_every = 2
+    result = train(config, tmp_path / 'run')
+    assert np.isfinite(result.scalars['loss'])
+    model = sgm_jax.load(tmp_path / 'run')
+    assert model.sample(prompt='coffee').shape == (1, SIZE, SIZE, 3)
+    half = sgm_jax.load(tmp_path / 'run', dtype='bfloat16')
+    assert {x.dtype.name for x in jax.tree.leaves(half.params)} == {'bfloat16'}
+    close = half.sample(prompt='coffee', seed=2).astype(int) - model.sample(prompt='coffee', seed=2)
+    assert np.abs(close).mean() < 3
