@@ -29,7 +29,7 @@ ALLOWED = {
     'diffusion': set(),
     'conditioning': {'networks', 'diffusion'},
     'parallel': set(),
-    'interop': {'networks', 'conditioning'},
+    'interop': {'networks', 'diffusion', 'conditioning'},
     'engines': FROM_NETWORKS_UP,
     'training': FROM_NETWORKS_UP | {'data', 'sampling'},
     'data': FROM_NETWORKS_UP | {'training', 'sampling'},
@@ -89,8 +89,13 @@ def test_every_dependency_and_room_has_its_line_in_the_docs(project):
 
 def test_third_party_imports_are_declared(project):
     declared = {dependency_name(requirement) for requirement in project['dependencies']}
+    # Imported where they are used, with a line that says what to install.
+    extras = project['optional-dependencies']
+    declared |= {dependency_name(name) for name in extras['demo'] + extras['watermark']}
     # These wheels come under several names (tensorflow-cpu and tensorflow, jax and jaxlib).
     declared |= {'tensorflow', 'jaxlib'}
+    # invisible-watermark, which is not installed here, is imported by this name.
+    declared |= {'imwatermark'}
     packages = importlib.metadata.packages_distributions()
     undeclared = {}
     for path in LIBRARY + [ROOT / 'train.py', ROOT / 'sample.py']:

@@ -51,18 +51,18 @@ def _autoencoder_kl(*, embed_dim: int, ddconfig: Mapping, rngs: Keys) -> Autoenc
 
 def _autoencoder(
     *,
-    encoder: Mapping,
+    encoder: Mapping | None,
     decoder: Mapping,
     regularizer: Mapping | None = None,
     embed_dim: int | None = None,
     rngs: Keys,
 ) -> Autoencoder:
     return Autoencoder(
-        call(Encoder, typed(encoder), where='first_stage.encoder', rngs=rngs),
+        encoder and call(Encoder, typed(encoder), where='first_stage.encoder', rngs=rngs),
         _decoder(decoder, rngs),
         embed_dim=embed_dim,
-        z_channels=encoder['z_channels'],
-        double_z=encoder.get('double_z', True),
+        z_channels=decoder['z_channels'],
+        double_z=(encoder or decoder).get('double_z', True),
         rngs=rngs,
         regularization=regularizer
         and build(REGULARIZERS, regularizer, where='first_stage.regularizer', rngs=rngs),

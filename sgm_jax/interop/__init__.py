@@ -2,5 +2,6 @@
 
 from sgm_jax.interop.checkpoint_files import open_tensors
 from sgm_jax.interop.sgm import from_sgm, to_sgm
+from sgm_jax.interop.sgm_config import load_sgm_config
 
-__all__ = ['from_sgm', 'open_tensors', 'to_sgm']
+__all__ = ['from_sgm', 'load_sgm_config', 'open_tensors', 'to_sgm']

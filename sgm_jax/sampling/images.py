@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sgm_jax.data import buckets
 from sgm_jax.engines.model import check_pixels
 from sgm_jax.engines.sampling import Sampling
 from sgm_jax.engines.structure import to_uint8
 from sgm_jax.errors import UserError
+from sgm_jax.sampling import buckets
 from sgm_jax.sampling.inputs import Image, at_least_one, read_images, to_float
 
 if TYPE_CHECKING:
