@@ -68,7 +68,8 @@ class CaptionedPictures:
         self.path, self.split, self.size, self.repeat = path, split, (height, width), repeat
         self.text, self.flip, self.score = text, flip, aesthetic_score
         self.skipped: dict[str, str] = {}
-        found = [place for place in files.list_pictures(path) if self._usable(place, min_size)]
+        listed = files.list_pictures(path)
+        found = [place for place in listed if self._usable(place, min_size)]
         every = max(2, round(1 / held_out_fraction))
         part = (
             found[::every] if split == 'held_out' else [p for i, p in enumerate(found) if i % every]
@@ -81,7 +82,7 @@ class CaptionedPictures:
         self.paths = part
         self.classes = None
         if classes:
-            names = sorted({self._class(place) for place in found})
+            names = sorted({self._class(place) for place in listed})
             self.classes = {name: index for index, name in enumerate(names)}
 
     def __len__(self) -> int:

@@ -1,7 +1,6 @@
 """Conditioners from configs: which embedder reads what."""
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,20 +66,34 @@ def _video_prediction(
 
 
 def _text(module: Callable) -> Callable:
+    # The class's keywords are checked by name; `rngs` is one of them.
     @functools.wraps(module.__init__)
     def build(*, rngs: Keys, **options: Any) -> nnx.Module:
         return module(**typed({'dtype': 'float32', **options}), rngs=rngs)
 
-    # Not through `self`: the keywords are checked by name.
-    signature = inspect.signature(module.__init__)
-    named = [p for p in signature.parameters.values() if p.name != 'self']
-    build.__signature__ = signature.replace(parameters=named)
     return build
 
 
-def _low_scale(*, model: Mapping, rngs: Keys, **options: Any) -> LowScaleEncoder:
-    stage = build(FIRST_STAGES, model, where='low_scale.model', rngs=rngs)
-    return call(LowScaleEncoder, options, where='low_scale', model=stage)
+def _low_scale(
+    *,
+    model: Mapping,
+    linear_start: float,
+    linear_end: float,
+    timesteps: int = 1000,
+    max_noise_level: int = 250,
+    output_size: int | None = 64,
+    scale_factor: float = 1.0,
+    rngs: Keys,
+) -> LowScaleEncoder:
+    return LowScaleEncoder(
+        build(FIRST_STAGES, model, where='low_scale.model', rngs=rngs),
+        linear_start=linear_start,
+        linear_end=linear_end,
+        timesteps=timesteps,
+        max_noise_level=max_noise_level,
+        output_size=output_size,
+        scale_factor=scale_factor,
+    )
 
 
 def _gaussian(*, ddconfig: Mapping, flatten_output: bool = True, rngs: Keys) -> GaussianEncoder:

@@ -29,12 +29,12 @@ SDXL = (
 def nearest(
     aspect: str, base: tuple[int, int] = (1024, 1024), multiple: int = 64
 ) -> tuple[int, int]:
-    """The bucket whose shape is nearest to `aspect`, scaled for a model whose own size is `base`.
+    """The bucket whose shape is nearest to `aspect`; for models of another size, that shape of their area.
 
     Args:
       aspect: 'WIDTH:HEIGHT', such as '16:9'.
-      base: (height, width) of the model's square; SDXL's buckets are scaled by its side over 1024.
-      multiple: what the scaled sides are rounded to.
+      base: the model's own (height, width).
+      multiple: what sides are rounded to, where they are not SDXL's.
 
     Raises:
       UserError: not of that form.
@@ -47,5 +47,9 @@ def nearest(
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f'aspect is {aspect!r}; give WIDTH:HEIGHT, such as 16:9') from error
     bucket = min(SDXL, key=lambda size: abs(math.log(size[1] / size[0] / ratio)))
-    scale = (base[0] * base[1]) ** 0.5 / 1024
-    return tuple(max(multiple, round(side * scale / multiple) * multiple) for side in bucket)
+    area = base[0] * base[1]
+    if area == 1024**2:
+        return bucket
+    height, width = (area / ratio) ** 0.5, (area * ratio) ** 0.5
+    whole = lambda side: max(multiple, math.floor(side / multiple + 0.5) * multiple)
+    return whole(height), whole(width)
