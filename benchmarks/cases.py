@@ -16,6 +16,7 @@ class VideoUNetCase:
       frames, size: a batch is one clip of `frames` latents of size x size.
       train: forward, backward and AdamW; otherwise the forward pass.
       warmups, repeats: calls that are not timed, and calls that are, in each process.
+      modules: the two sides' files.
     """
 
     title: str
@@ -30,6 +31,37 @@ class VideoUNetCase:
     context_dim: int = 1024
     numbers: int = 3  # fps, motion bucket, noise augmentation: each becomes 256 sinusoids
     number_dim: int = 256
+    modules: tuple[str, str] = ('ours_video_unet', 'torch_video_unet')
+
+    @property
+    def load(self) -> str:
+        """What one call works on."""
+        return f'{self.frames} frames of {self.size}x{self.size} latents, batch 1'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureCase:
+    """A forward pass of one part of SDXL base, float32, on the CPU, batch 1.
+
+    Attributes:
+      title: what is measured, for the table.
+      part: 'unet' or 'decoder'.
+      size: of the latents.
+      warmups, repeats: calls that are not timed, and calls that are, in each process.
+      modules: the two sides' files.
+    """
+
+    title: str
+    part: str
+    size: int
+    warmups: int
+    repeats: int
+    modules: tuple[str, str] = ('ours_pictures', 'torch_pictures')
+
+    @property
+    def load(self) -> str:
+        """What one call works on."""
+        return f'latents of {self.size}x{self.size}, batch 1'
 
 
 CASES = {
@@ -50,5 +82,19 @@ CASES = {
         train=True,
         warmups=2,
         repeats=6,
+    ),
+    'sdxl_forward': PictureCase(
+        title='full-size SDXL base U-Net, forward',
+        part='unet',
+        size=64,
+        warmups=1,
+        repeats=2,
+    ),
+    'decoder_512': PictureCase(
+        title='the f8 decoder of SDXL, to 512x512 pixels',
+        part='decoder',
+        size=64,
+        warmups=1,
+        repeats=3,
     ),
 }

@@ -3,7 +3,6 @@
 python -m benchmarks.ours_video_unet svd_forward
 """
 
-import math
 import os
 import time
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from benchmarks import process
 from benchmarks.cases import CHANNEL_MULT, HEAD_CHANNELS, VideoUNetCase
+from benchmarks.random_weights import Draw
 from sgm_jax.parallel.host_memory import restart_with_large_pages
 
 
@@ -111,24 +111,6 @@ def inputs(case: VideoUNetCase) -> dict[str, np.ndarray]:
         y=normal(case.numbers * case.number_dim),
         target=normal(case.size, case.size, case.out_channels),
     )
-
-
-class Draw:
-    """Random parameters of a sensible size, one leaf after the other: no second copy of the network."""
-
-    def __init__(self):
-        self.rng = np.random.default_rng(0)
-
-    def __call__(self, path, leaf):
-        import jax.numpy as jnp
-
-        if leaf.ndim >= 2:
-            value = self.rng.random(leaf.shape, np.float32)
-            value -= 0.5
-            value *= math.sqrt(12 / math.prod(leaf.shape[:-1]))
-        else:
-            value = np.full(leaf.shape, float(path[-1].key == 'scale'), np.float32)
-        return jnp.asarray(value)
 
 
 if __name__ == '__main__':

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cases import CASES, VideoUNetCase
+from benchmarks.cases import CASES, PictureCase, VideoUNetCase
+
+Case = VideoUNetCase | PictureCase
 
 
-def main(measure: Callable[[VideoUNetCase, int], dict]) -> None:
+def main(measure: Callable[[Case, int], dict]) -> None:
     """Runs one side of one case and prints its measurements as a line of JSON, the last of stdout."""
     parser = argparse.ArgumentParser()
     parser.add_argument('case', choices=sorted(CASES))
@@ -29,7 +31,7 @@ def keep_cores(count: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
-def timed(step: Callable[[], Any], case: VideoUNetCase) -> tuple[list[float], Any]:
+def timed(step: Callable[[], Any], case: Case) -> tuple[list[float], Any]:
     """The wall time of each timed call of `step`, which returns a ready result, and the last result."""
     for _ in range(case.warmups):
         step()

@@ -37,17 +37,17 @@ def main() -> int:
     if not peer_python.exists():
         parser.error(f'{peer_python} does not exist; run `make bench`, which installs the peer')
 
-    sides = (
-        harness.Side(label='ours', python=sys.executable, module='benchmarks.ours_video_unet'),
-        harness.Side(label='peer', python=str(peer_python), module='benchmarks.torch_video_unet'),
-    )
     machine = f'{processor()}, {os.cpu_count()} cores, {flags.threads} threads per side'
     print(machine)
     report = {'machine': machine, 'cases': {}}
     for name in flags.names or CASES:
         case = CASES[name]
-        clip = f'float32, {case.frames} frames of {case.size}x{case.size} latents, batch 1'
-        print(f'\n{name}: {case.title}; {clip}', flush=True)
+        print(f'\n{name}: {case.title}; float32, {case.load}', flush=True)
+        pythons = {'ours': sys.executable, 'peer': str(peer_python)}
+        sides = [
+            harness.Side(label=label, python=python, module=f'benchmarks.{module}')
+            for (label, python), module in zip(pythons.items(), case.modules, strict=True)
+        ]
         try:
             result = harness.compare(
                 sides,
