@@ -14,7 +14,6 @@ from sgm_jax.config import load_config
 from sgm_jax.errors import UserError
 from sgm_jax.interop import checkpoint_files, to_sgm
 from sgm_jax.sampling import media
-from sgm_jax.sampling.recognise import family_of
 
 
 @pytest.fixture(scope='module')
@@ -123,7 +122,7 @@ def test_a_workdir_of_another_model_is_named(run):
 def test_what_is_no_model_is_named(tmp_path):
     (tmp_path / 'note.txt').write_text('hello')
     for path in (tmp_path / 'nothing', tmp_path, tmp_path / 'note.txt'):
-        with pytest.raises(UserError, match='neither the workdir of a run nor'):
+        with pytest.raises(UserError, match='neither the workdir of a run'):
             sgm_jax.load(path)
     (tmp_path / 'config.json').write_text('{"model": ')
     with pytest.raises(UserError, match=r'config\.json cannot be read'):
@@ -164,16 +163,6 @@ def test_encode_and_decode_of_pixels_change_nothing(model, picture):
         pytest.approx(images.max() / 127.5 - 1),
     )
     np.testing.assert_array_equal(model.decode(latents), images)
-
-
-def test_published_models_are_told_by_their_tensors():
-    import golden
-
-    svd = golden.manifest('svd')
-    assert family_of(svd, svd.get) == ('Stable Video Diffusion', 'svd.py')
-    width = {'model.diffusion_model.label_emb.0.0.weight': [1280, 2816]}
-    assert family_of(width, width.get) == ('SDXL base', None)
-    assert 'no diffusion checkpoint' in family_of({'a': [1]}, None)[0]
 
 
 def test_a_recognised_file_brings_its_config(monkeypatch, tmp_path):

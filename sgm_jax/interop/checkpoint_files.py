@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 
 from sgm_jax.errors import UserError
-from sgm_jax.interop import hub, safetensors_files, sgm, torch_files
+from sgm_jax.interop import diffusers_files, hub, safetensors_files, sgm, torch_files
 from sgm_jax.interop.tensors import Lazy, Tensors
 
 PyTree = Any
@@ -46,19 +46,25 @@ def open_tensors(path: str | pathlib.Path, *, ema: bool = False) -> Tensors:
 
     Args:
       path: a .safetensors file, a .ckpt or .pt file (what torch.save wrote), or hf://org/repo/file for one
-        of these on the Hugging Face hub.
+        of these on the Hugging Face hub; or a folder of diffusers, here or there (hf://org/repo).
       ema: take the averaged weights (sgm's LitEma, `model_ema.`) in place of those that were trained.
 
     Raises:
       UserError: nothing is there, it is damaged, of an unknown kind, or holds code; or it has no averages.
     """
     path = hub.local(path)
+    if path.is_dir():
+        if ema:
+            raise UserError(f'{path} is a folder, which has one set of weights; leave ema out')
+        if not diffusers_files.is_folder(path):
+            raise UserError(
+                f'{path} is a folder without {diffusers_files.INDEX}, no diffusers folder'
+            )
+        return diffusers_files.read(path)
     if path.suffix == '.safetensors':
         found = safetensors_files.read(path).lazies
     elif path.suffix in TORCH:
         found = _state_dict(path)
-    elif path.is_dir():
-        raise UserError(f'{path} is a folder without model_index.json, no diffusers folder')
     elif not path.exists():
         raise UserError(f'there is no checkpoint file {path}')
     else:
@@ -71,7 +77,12 @@ def open_tensors(path: str | pathlib.Path, *, ema: bool = False) -> Tensors:
 
 def is_checkpoint(path: str | pathlib.Path) -> bool:
     """Whether `open_tensors` is to read a path, by its looks."""
-    return hub.is_remote(path) or pathlib.Path(path).suffix in ('.safetensors', *TORCH)
+    suffixes = ('.safetensors', *TORCH)
+    return (
+        hub.is_remote(path)
+        or pathlib.Path(path).suffix in suffixes
+        or diffusers_files.is_folder(path)
+    )
 
 
 def _state_dict(path: pathlib.Path) -> dict[str, Lazy]:

@@ -151,7 +151,8 @@ def _check_is_checkpoint(path: pathlib.Path) -> None:
         there = 'it has no config.json' if path.is_dir() else 'no such file or folder'
         there = there if path.is_dir() or not path.exists() else 'another kind of file'
         raise UserError(
-            f'{path}: neither the workdir of a run nor a .safetensors or .ckpt file ({there})'
+            f'{path}: neither the workdir of a run nor a .safetensors file, a .ckpt file or a '
+            f'diffusers folder ({there})'
         )
 
 
