@@ -13,7 +13,7 @@ import shrunk
 import torch_archives
 
 from sgm_jax.errors import UserError
-from sgm_jax.interop import open_tensors, write_diffusers, write_sgm
+from sgm_jax.interop import clip_vocabulary, open_tensors, write_diffusers, write_sgm
 from sgm_jax.interop.diffusers_clip import OPEN_CLIP_TEXT
 from sgm_jax.interop.diffusers_files import plan, read
 from sgm_jax.interop.diffusers_names import AUTOENCODER, UNET
@@ -295,6 +295,40 @@ def test_the_first_stage_of_a_video_model_encodes_as_its_conditioner_does(folder
     stage = 'first_stage_model.encoder.conv_out.'
     one = found[f'{stage}weight'][:, :, 1, 1] @ x + found[f'{stage}bias']
     np.testing.assert_allclose(one, both, rtol=1e-5, atol=1e-6)
+
+
+def test_clips_tokenizers_come_along(tmp_path, monkeypatch, caplog):
+    # Ids of CLIP's published vocabulary.
+    files = clip_vocabulary.tokenizer_files(clip_vocabulary.END)
+    if files is None:
+        pytest.skip('instant-clip-tokenizer is not installed')
+    words = json.loads(files['vocab.json'])
+    assert len(words) == 49408
+    known = {'!': 0, 'a</w>': 320, 'photo</w>': 1125, 'hello</w>': 3306, '<|endoftext|>': 49407}
+    assert {word: words[word] for word in known} == known
+    pairs = files['merges.txt'].splitlines()
+    assert pairs[:3] == ['#version: 0.2', 'i n', 't h']
+    assert all(pair.replace(' ', '') in words for pair in pairs[1:])
+
+    weights = shrunk.checkpoint('sd_xl_base')
+    for index, at in enumerate(('transformer.text_model.embeddings', 'model')):
+        name = f'conditioner.embedders.{index}.{at}.token_embedding.weight'
+        weights[name] = np.zeros((49408, weights[name].shape[1]), np.float16)
+    hints = dict(num_head_channels=1, text_head_width=1)
+    write_diffusers(tmp_path / 'with', weights, hints=hints)
+    index = json.loads((tmp_path / 'with/model_index.json').read_text())
+    for name, padding in (('tokenizer', '<|endoftext|>'), ('tokenizer_2', '!')):
+        assert index[name] == ['transformers', 'CLIPTokenizer']
+        assert json.loads((tmp_path / 'with' / name / 'vocab.json').read_text()) == words
+        config = json.loads((tmp_path / 'with' / name / 'tokenizer_config.json').read_text())
+        assert (config['pad_token'], config['model_max_length']) == (padding, 77)
+    monkeypatch.setattr(clip_vocabulary, 'merges', lambda: None)
+    write_diffusers(tmp_path / 'without', weights, hints=hints)
+    assert json.loads((tmp_path / 'without/model_index.json').read_text())['tokenizer'] == [
+        None,
+        None,
+    ]
+    assert 'text_encoder_2: no tokenizer was written' in caplog.text
 
 
 def test_shards_half_precision_and_old_files(folders, tmp_path, monkeypatch):

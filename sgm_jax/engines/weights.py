@@ -30,7 +30,8 @@ class Weights:
     """The files of a diffusion model.
 
     Attributes:
-      checkpoint: an sgm checkpoint of the whole model ('' for none).
+      checkpoint: of the whole model, as `interop.open_tensors` takes it, or a workdir in which one was
+        trained, of which the averaged weights are taken ('' for none).
       first_stage_checkpoint: a workdir in which the first stage was trained, or an sgm checkpoint that
         holds it ('' for the one above).
       from_scratch: whether the network starts at random even though there is a checkpoint.
@@ -75,6 +76,8 @@ class Weights:
         return {**missing, **found}
 
     def _read(self, *, trained: bool, place: Place | None) -> PyTree:
+        if workdir_files.is_workdir(self.checkpoint):
+            return self._of_workdir(trained, place)
         # One half at a time: the other is not even read.
         module = self.structure.module()
         frozen = self.structure.abstract[2]
@@ -82,6 +85,17 @@ class Weights:
         options = {'place': place} if place else {}
         filled = checkpoint_files.read(self.checkpoint, module, only=only, **options)
         return self.structure.split(filled)[1 if trained else 2]
+
+    def _of_workdir(self, trained: bool, place: Place | None) -> PyTree:
+        if trained:
+            return workdir_files.read_ema(self.checkpoint, self.structure.abstract[1])
+        # Frozen parts are where that run had them from.
+        node = workdir_files.read_config(self.checkpoint).model
+        keys = ('checkpoint', 'first_stage_checkpoint')
+        files = {key: node.get(key, '') for key in keys}
+        if self.first_stage_checkpoint:
+            files['first_stage_checkpoint'] = self.first_stage_checkpoint
+        return dataclasses.replace(self, **files).frozen(place)
 
     def _first_stage(self, place: Place | None) -> PyTree:
         stage = Structure(build=lambda keys: self.structure.build(keys).first_stage)

@@ -7,7 +7,7 @@ and the config files of the published folders.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sgm_jax.errors import UserError
@@ -265,8 +265,8 @@ PREPROCESSOR = {
 }
 
 
-def model_index(layout: Layout) -> dict[str, Any]:
-    """The list of a folder's parts. Tokenizers are nobody's weights: they are named where it is read."""
+def model_index(layout: Layout, tokenizers: Collection[str]) -> dict[str, Any]:
+    """The list of a folder's parts. `tokenizers`: those folders of theirs that there are."""
     absent = [None, None]
     index: dict[str, Any] = {
         '_class_name': _PIPELINE[layout.kind],
@@ -288,4 +288,4 @@ def model_index(layout: Layout) -> dict[str, Any]:
     for part in layout.parts:
         library = 'transformers' if part.kind.startswith('CLIP') else 'diffusers'
         index[part.folder] = [library, part.kind]
-    return index
+    return index | {name: ['transformers', 'CLIPTokenizer'] for name in tokenizers}

@@ -7,6 +7,7 @@ diffusers does not look at: so a checkpoint comes back from a folder bit for bit
 
 import dataclasses
 import json
+import logging
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from sgm_jax.errors import UserError
-from sgm_jax.interop import diffusers_configs, safetensors_files, torch_files
+from sgm_jax.interop import clip_vocabulary, diffusers_configs, safetensors_files, torch_files
 from sgm_jax.interop.diffusers_configs import Hints
 from sgm_jax.interop.diffusers_parts import Layout, Part, constants, layout_of
 from sgm_jax.interop.hub import EXTRA
 from sgm_jax.interop.tensors import Lazy, Tensors
 
+LOG = logging.getLogger(__name__)
 INDEX, CONFIG = 'model_index.json', 'config.json'
 _STEMS = ('diffusion_pytorch_model', 'model', 'pytorch_model')
 # Those without a variant first.
@@ -162,7 +164,8 @@ def write(
             )
         schedule = diffusers_configs.scheduler(layout, _checked(hints))
         _write_json(new / 'scheduler' / 'scheduler_config.json', schedule)
-        _write_json(new / INDEX, diffusers_configs.model_index(layout))
+        tokenizers = _write_tokenizers(new, plans)
+        _write_json(new / INDEX, diffusers_configs.model_index(layout, tokenizers))
         if target.exists():
             target.rmdir()
         new.replace(target)
@@ -218,6 +221,30 @@ def _write_part(
     stem = 'model' if part.kind.startswith('CLIP') else 'diffusion_pytorch_model'
     safetensors_files.write(folder / f'{stem}.safetensors', Tensors(found))
     _write_json(folder / CONFIG, config)
+
+
+def _write_tokenizers(folder: pathlib.Path, plans: list) -> list[str]:
+    """The tokenizers of the text encoders that know CLIP's words, and where they are."""
+    written = []
+    for part, _, config in plans:
+        if config.get('vocab_size') != clip_vocabulary.WORDS:
+            continue
+        # As the published folders have it; open_clip's own tokenizer fills up with zeros.
+        padding = clip_vocabulary.END if config['hidden_act'] == 'quick_gelu' else '!'
+        files = clip_vocabulary.tokenizer_files(padding)
+        if files is None:
+            LOG.warning(
+                '%s: no tokenizer was written, for the package instant-clip-tokenizer is not installed; give '
+                'tokenizer= to from_pretrained',
+                part.folder,
+            )
+            continue
+        name = part.folder.replace('text_encoder', 'tokenizer')
+        for file, text in files.items():
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / file).write_text(text, encoding='utf-8')
+        written.append(name)
+    return written
 
 
 def _preprocessor(plans: list) -> dict[str, Any]:

@@ -72,6 +72,11 @@ def _outward(entry: Entry):
     return np.ascontiguousarray(_swap(array)) if entry.turned else array
 
 
+def outward(array: np.ndarray, turned: bool) -> np.ndarray:
+    """An array of ours, in the layout of a state dict."""
+    return _swap(array) if turned else array
+
+
 def _swap(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, (-1, -2), (0, 1))
 

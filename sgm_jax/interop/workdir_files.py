@@ -12,7 +12,9 @@ from sgm_jax.errors import UserError
 from sgm_jax.interop import sgm
 
 PyTree = Any
-CHECKPOINTS, CONFIG, EMA = 'checkpoints', 'config.json', 'ema_params'
+CHECKPOINTS, CONFIG = 'checkpoints', 'config.json'
+# Parts of a checkpoint: the averaged weights, the trained ones, and what a run needs to go on.
+EMA, PARAMS, PROGRESS = 'ema_params', 'params', 'progress'
 LOSS = 'loss'
 
 
@@ -44,12 +46,19 @@ def latest_step(workdir: str | pathlib.Path) -> int | None:
     return max((int(p.name) for p in folder.glob('*') if p.name.isdigit()), default=None)
 
 
-def read_ema(workdir: str | pathlib.Path, wanted: PyTree) -> PyTree:
+def weights_alone(workdir: str | pathlib.Path, step: int) -> bool:
+    """Whether a checkpoint holds averaged weights and nothing that a run could go on from."""
+    folder = pathlib.Path(workdir) / CHECKPOINTS / str(step)
+    return (folder / EMA).is_dir() and not (folder / PROGRESS).is_dir()
+
+
+def read_ema(workdir: str | pathlib.Path, wanted: PyTree, *, part: str = EMA) -> PyTree:
     """The averaged weights of a workdir's newest complete checkpoint.
 
     Args:
       workdir: the folder that train.py was given.
       wanted: the tree of shapes; where they have no shardings, arrays go to the first device.
+      part: PARAMS for the trained weights in place of their averages.
 
     Raises:
       UserError: there is no complete checkpoint, or its names and shapes are others.
@@ -60,33 +69,51 @@ def read_ema(workdir: str | pathlib.Path, wanted: PyTree) -> PyTree:
             f'{workdir} has no complete checkpoint yet; train longer, or name another workdir'
         )
     folder = pathlib.Path(workdir).resolve() / CHECKPOINTS / str(step)
+    if not (folder / part).is_dir() and (folder / EMA).is_dir():
+        raise UserError(f'{folder} holds averaged weights alone; take those')
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     # A loss may have learned something too (sgm: loss.logvar); it is no weight of the model.
-    learned_by_loss = _metadata(folder).get(LOSS, {})
+    learned_by_loss = _metadata(folder, part).get(LOSS, {})
     whole = {LOSS: learned_by_loss, **wanted} if learned_by_loss else wanted
-    check_fits(folder, whole)
+    check_fits(folder, whole, part)
     placed = lambda x: jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or first
     )
     try:
-        found = ocp.load_checkpointables(folder, {EMA: jax.tree.map(placed, whole)})[EMA]
+        found = ocp.load_checkpointables(folder, {part: jax.tree.map(placed, whole)})[part]
         return {name: found[name] for name in wanted}
     except (ValueError, OSError) as error:
         raise damaged(folder, error) from error
 
 
-def check_fits(folder: pathlib.Path, wanted: PyTree) -> None:
+def write_weights(workdir: str | pathlib.Path, weights: PyTree) -> None:
+    """Averaged weights as the checkpoint 0 of a workdir, for sampling and for runs to begin with.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    folder = pathlib.Path(workdir).resolve() / CHECKPOINTS / '0'
+    try:
+        ocp.save_checkpointables(folder, {EMA: weights})
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UserError(
+            f'{folder} could not be written ({reason}); free some space, or choose another place'
+        ) from error
+
+
+def check_fits(folder: pathlib.Path, wanted: PyTree, part: str = EMA) -> None:
     """Raises a UserError that lists what in a checkpoint's weights is missing, unexpected or mis-shaped."""
-    found = _metadata(folder)
+    found = _metadata(folder, part)
     try:
         sgm.check_names(_shapes(wanted), _shapes(found))
     except UserError as error:
         raise UserError(f'{folder}: {error}') from error
 
 
-def _metadata(folder: pathlib.Path) -> PyTree:
+def _metadata(folder: pathlib.Path, part: str) -> PyTree:
     try:
-        return ocp.metadata(folder, checkpointable_name=EMA).metadata
+        return ocp.metadata(folder, checkpointable_name=part).metadata
     except (ValueError, KeyError, OSError) as error:
         raise damaged(folder, error) from error
 

@@ -12,7 +12,7 @@ import grain
 from orbax.checkpoint import v1 as ocp
 
 from sgm_jax.errors import UserError
-from sgm_jax.interop.workdir_files import CHECKPOINTS, EMA, check_fits, damaged
+from sgm_jax.interop.workdir_files import CHECKPOINTS, EMA, PARAMS, PROGRESS, check_fits, damaged
 from sgm_jax.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Checkpoints:
             parts = self._orbax.load_checkpointables(step, _parts(wanted, data))
         except (ValueError, KeyError, OSError) as error:
             raise damaged(folder, error) from error
-        return TrainState(params=parts['params'], ema_params=parts[EMA], **parts['progress'])
+        return TrainState(params=parts[PARAMS], ema_params=parts[EMA], **parts[PROGRESS])
 
 
 def _parts(state: TrainState, data: grain.DatasetIterator) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _parts(state: TrainState, data: grain.DatasetIterator) -> dict[str, Any]:
             'adversary': state.adversary,
             'adversary_opt_state': state.adversary_opt_state,
         }
-    return {'params': state.params, EMA: state.ema_params, 'progress': progress, 'data': data}
+    return {PARAMS: state.params, EMA: state.ema_params, PROGRESS: progress, 'data': data}
 
 
 def _unwritable(folder: pathlib.Path, error: Exception) -> UserError:

@@ -21,6 +21,7 @@ from sgm_jax.data import pipeline
 from sgm_jax.engines import Engine
 from sgm_jax.engines import build as build_engine
 from sgm_jax.errors import UserError
+from sgm_jax.interop.workdir_files import read_ema, weights_alone
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.training.checkpoints import Checkpoints
 from sgm_jax.training.logs import MAX_EXAMPLES, Logs
@@ -29,6 +30,8 @@ from sgm_jax.training.state import Average, Optimizers, TrainState, abstract
 from sgm_jax.training.step import first_players, make_init, make_step, start_from
 from sgm_jax.training.stop import StopRequest
 from sgm_jax.training.workdir import open_workdir
+
+PyTree = Any
 
 LOG = logging.getLogger(__name__)
 
@@ -146,9 +149,9 @@ class Setup:
             step=make_step(engine, optimizers, average, schedule, wanted),
         )
 
-    def first_state(self, key: jax.Array) -> TrainState:
-        """From the engine's checkpoint if it has one, else at random."""
-        params = self.engine.pretrained()
+    def first_state(self, key: jax.Array, params: PyTree | None = None) -> TrainState:
+        """From given parameters, or from the engine's checkpoint if it has one, else at random."""
+        params = self.engine.pretrained() if params is None else params
         if params is not None:
             return start_from(params, self.engine, self.optimizers, self.wanted, key)
         return make_init(self.engine, self.optimizers, self.wanted)(key)
@@ -192,6 +195,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
         frozen = jax.device_put(setup.engine.init_frozen(init_key), whole)
         if begin is None:
             state, begin = setup.first_state(init_key), 0
+        elif weights_alone(workdir, begin):
+            state, begin = setup.first_state(init_key, read_ema(workdir, setup.wanted.params)), 0
+            LOG.info('beginning with the weights in %s', workdir)
         else:
             state = checkpoints.restore(begin, setup.wanted, data)
             LOG.info('going on after step %d of %s', begin, workdir)

@@ -1,0 +1,295 @@
+"""Weights through every kind of file, by the functions and by the command line."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import golden
+import ml_dtypes
+import numpy as np
+import pytest
+import shrunk
+import tiny
+
+import sgm_jax
+from sgm_jax.engines import build
+from sgm_jax.errors import UserError
+from sgm_jax.interop import open_tensors, to_sgm, workdir_files, write_sgm
+from sgm_jax.tools import conversions
+from sgm_jax.training.loop import train
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# A config file that says what tests/tiny.py does, with an image tower that is not trained.
+CONFIG = """
+import sys
+sys.path.insert(0, {tests!r})
+import tiny
+
+
+def get_config(variant=''):
+    config = tiny.config()
+    image, *others = config.model.conditioner
+    config.model.conditioner = ({{**image, 'is_trainable': False}}, *others)
+    return config
+"""
+
+
+def convert(*words: object, code: int = 0) -> str:
+    """The last line of what the command says."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'sgm_jax.tools.convert', *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    )
+    assert done.returncode == code, done.stderr
+    return (done.stderr if code else done.stdout).strip().splitlines()[-1]
+
+
+def assert_bits(got, want) -> None:
+    assert set(got) == set(want)
+    for name in want:
+        assert got[name].dtype == want[name].dtype
+        assert got[name].shape == want[name].shape
+        assert got[name].tobytes() == want[name].tobytes(), name
+
+
+@pytest.fixture(scope='module')
+def frozen_config():
+    """tests/tiny.py, with an image tower that is not trained."""
+    scope: dict = {}
+    exec(CONFIG.format(tests=str(ROOT / 'tests')), scope)
+    return scope['get_config']()
+
+
+@pytest.fixture(scope='module')
+def sgm_file(frozen_config, tmp_path_factory) -> pathlib.Path:
+    """A whole tiny video model in half precision, by sgm's names."""
+    shapes = {k: x.shape for k, x in to_sgm(build(frozen_config).structure.module()).items()}
+    weights = {k: golden.generate(k, shape).astype(np.float16) for k, shape in shapes.items()}
+    path = tmp_path_factory.mktemp('sgm') / 'tiny.safetensors'
+    write_sgm(path, weights)
+    return path
+
+
+@pytest.fixture(scope='module')
+def workdir(frozen_config, sgm_file, tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp('runs') / 'converted'
+    conversions.write_workdir(path, conversions.open_source(sgm_file, config=frozen_config))
+    return path
+
+
+def test_sgm_to_workdir_and_back(sgm_file, workdir, tmp_path):
+    before = open_tensors(sgm_file)
+    source = conversions.open_source(workdir)
+    assert set(source.tensors) == set(before)
+    for name, array in before.items():
+        frozen = name.startswith('conditioner.')
+        assert source.tensors.dtype(name) == (np.float16 if frozen else np.float32)
+        np.testing.assert_array_equal(source.tensors[name], array, err_msg=name)
+    write_sgm(
+        tmp_path / 'again.safetensors', conversions.cast(source.tensors, np.dtype(np.float16))
+    )
+    assert_bits(open_tensors(tmp_path / 'again.safetensors'), before)
+
+
+def test_a_checkpoint_may_be_a_workdir(sgm_file, workdir, frozen_config):
+    config = frozen_config.copy_and_resolve_references()
+    config.model.checkpoint = str(workdir)
+    engine, tensors = build(config), open_tensors(sgm_file)
+    bias = engine.pretrained()['network']['frame']['out_conv']['bias']
+    np.testing.assert_array_equal(bias, tensors['model.diffusion_model.out.2.bias'])
+    # What is frozen comes from where that workdir has it from.
+    visual = engine.init_frozen(None)['conditioner']['embedders'][0]['open_clip']['visual']
+    name = 'conditioner.embedders.0.open_clip.model.visual.positional_embedding'
+    np.testing.assert_array_equal(visual['positional_embedding'], tensors[name])
+
+
+def test_training_and_sampling_begin_with_converted_weights(run, tmp_path):
+    source = conversions.open_source(run.workdir)
+    write_sgm(tmp_path / 'run.safetensors', source.tensors)
+    file = conversions.open_source(tmp_path / 'run.safetensors', config=run.config)
+    conversions.write_workdir(tmp_path / 'new', file)
+    assert workdir_files.weights_alone(tmp_path / 'new', 0)
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    sample = lambda workdir: sgm_jax.load(workdir).sample(image=picture)
+    np.testing.assert_array_equal(sample(tmp_path / 'new'), sample(run.workdir))
+    with pytest.raises(UserError, match='holds averaged weights alone'):
+        conversions.open_source(tmp_path / 'new', raw=True)
+
+    assert train(run.config, tmp_path / 'new').step == 4
+    assert not workdir_files.weights_alone(tmp_path / 'new', 4)
+    raw = conversions.open_source(tmp_path / 'new', raw=True).tensors
+    moved = max(np.abs(raw[name] - source.tensors[name]).max() for name in raw)
+    # A step of Adam moves a parameter by about the learning rate: it began there, and not at random.
+    assert 0 < moved < 4 * 2 * run.config.optimizer.learning_rate
+    averaged = conversions.open_source(tmp_path / 'new').tensors
+    assert any(np.any(averaged[name] != raw[name]) for name in raw)
+
+
+def test_frozen_parts_come_from_the_base(workdir, sgm_file, tmp_path):
+    config = json.loads((workdir / 'config.json').read_text())
+    assert config['model']['checkpoint'] == str(sgm_file)
+    copy = tmp_path / 'copy'
+    copy.mkdir()
+    config['model']['checkpoint'] = ''
+    (copy / 'config.json').write_text(json.dumps(config))
+    (copy / 'checkpoints').symlink_to(workdir / 'checkpoints')
+    with pytest.raises(
+        UserError, match=r'frozen tensors are missing, such as conditioner\..*--base'
+    ):
+        conversions.open_source(copy)
+    assert set(conversions.open_source(copy, base=str(sgm_file)).tensors) == set(
+        open_tensors(sgm_file)
+    )
+    write_sgm(tmp_path / 'other.safetensors', {'a': np.zeros(1)})
+    with pytest.raises(UserError, match=r'other\.safetensors: the checkpoint does not fit'):
+        conversions.open_source(copy, base=str(tmp_path / 'other.safetensors'))
+
+
+def test_a_run_of_all_parts_needs_no_base(run, tmp_path):
+    source = conversions.open_source(run.workdir)
+    write_sgm(tmp_path / 'a.safetensors', source.tensors)
+    model = sgm_jax.load(run.workdir)
+    assert_bits(
+        open_tensors(tmp_path / 'a.safetensors'),
+        to_sgm(model.engine.structure.merge(model.params, model.frozen)),
+    )
+
+
+def test_numbers_that_do_not_fit_a_type_are_named():
+    from sgm_jax.interop.tensors import Tensors
+
+    tensors = Tensors.of({'big': np.array([1e5], np.float32), 'count': np.array([3])})
+    with pytest.raises(
+        UserError, match='big has numbers too large for float16; use --dtype=bfloat16'
+    ):
+        conversions.cast(tensors, np.dtype(np.float16))['big']
+    small = conversions.cast(tensors, np.dtype(ml_dtypes.bfloat16))
+    assert small.dtype('big') == small['big'].dtype == ml_dtypes.bfloat16
+    assert small['count'].dtype == np.int64
+
+
+def test_what_a_config_tells_a_diffusers_folder(frozen_config):
+    hints = conversions.hints_of(frozen_config)
+    assert hints == {
+        'num_head_channels': 16,
+        'scale_factor': 1.0,
+        'num_frames': tiny.FRAMES,
+        'vision_head_width': 8,
+    }
+    config = frozen_config.copy_and_resolve_references()
+    config.model.denoiser.scaling = {'name': 'v'}
+    assert conversions.hints_of(config)['prediction_type'] == 'v_prediction'
+
+
+@pytest.fixture(scope='module')
+def sdxl(tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp('sdxl') / 'sdxl.safetensors'
+    weights = shrunk.checkpoint('sd_xl_base')
+    ema = {
+        f'model_ema.{k.removeprefix("model.").replace(".", "")}': x + 1
+        for k, x in weights.items()
+        if k.startswith('model.')
+    }
+    write_sgm(path, weights | ema)
+    return path
+
+
+# A head of one channel, as only a shrunk model has.
+_HEADS = """
+import ml_collections
+
+
+def get_config(variant=''):
+    clip = {'text_cfg': {'width': 1, 'heads': 1, 'layers': 1}}
+    model = {'network': {'num_head_channels': 1}, 'conditioner': ({'arch': clip},)}
+    return ml_collections.ConfigDict({'model': model})
+"""
+
+
+def test_the_command_line_there_and_back(sdxl, tmp_path):
+    config = tmp_path / 'heads.py'
+    config.write_text(_HEADS)
+    said = convert(
+        f'--input={sdxl}',
+        f'--output={tmp_path}/d/',
+        '--to=diffusers',
+        f'--config={config}',
+        '--ema',
+    )
+    assert re.fullmatch(rf'wrote {tmp_path}/d: 2514 tensors of {sdxl}', said)
+    unet = json.loads((tmp_path / 'd/unet/config.json').read_text())
+    assert unet['attention_head_dim'] == [5, 10, 20]
+    convert(f'--input={tmp_path}/d', f'--output={tmp_path}/back.safetensors', '--dtype=bfloat16')
+    want = {k: x.astype(ml_dtypes.bfloat16) for k, x in open_tensors(sdxl, ema=True).items()}
+    assert_bits(open_tensors(tmp_path / 'back.safetensors'), want)
+
+
+def test_the_command_line_makes_a_workdir(sgm_file, workdir, tmp_path):
+    config = tmp_path / 'tiny_config.py'
+    config.write_text(CONFIG.format(tests=str(ROOT / 'tests')))
+    convert(f'--input={sgm_file}', f'--output={tmp_path}/w', '--to=workdir', f'--config={config}')
+    assert_bits(
+        conversions.open_source(tmp_path / 'w').tensors,
+        {
+            k: x if k.startswith('conditioner.') else x.astype(np.float32)
+            for k, x in open_tensors(sgm_file).items()
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--output=x.safetensors'], 'give --input'),
+        (['--input=x'], 'give --output'),
+        (['--input=x', '--output=x.ckpt'], 'sgm files are written as .safetensors'),
+        (['--input=x', '--output=folder'], 'say of which kind: --to=diffusers or --to=workdir'),
+        (['--input=x', '--output={tmp}', '--to=diffusers'], 'is there already'),
+        (
+            ['--input={tmp}/none.safetensors', '--output={tmp}/a.safetensors'],
+            'there is no checkpoint file',
+        ),
+        (['--input={sdxl}', '--output={tmp}/w', '--to=workdir'], 'needs a config'),
+        (['--input={sdxl}', '--output={tmp}/a.safetensors', '--raw'], 'is no workdir'),
+    ],
+)
+def test_mistakes_end_in_one_line(words, message, sdxl, tmp_path):
+    (tmp_path / 'something').write_text('')
+    words = [word.format(tmp=tmp_path, sdxl=sdxl) for word in words]
+    assert re.match(f'error: .*{message}', convert(*words, code=2))
+    assert [p.name for p in tmp_path.iterdir()] == ['something']
+
+
+MEMORY = """
+import pathlib, sys
+from sgm_jax.tools import conversions
+from sgm_jax.interop import write_sgm
+import numpy as np
+peak = lambda: int(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])
+before = peak()
+source = conversions.open_source(sys.argv[1])
+write_sgm(sys.argv[2], conversions.cast(source.tensors, np.dtype(np.float16)))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='asks Linux')
+def test_converting_needs_memory_for_one_tensor(tmp_path):
+    # 200 MB in tensors of 8 MB.
+    one = np.ones((2048, 1024), np.float32)
+    write_sgm(tmp_path / 'a.safetensors', {f'layer.{i}': one for i in range(25)})
+    done = subprocess.run(
+        [sys.executable, '-c', MEMORY, tmp_path / 'a.safetensors', tmp_path / 'b.safetensors'],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path), 'JAX_PLATFORMS': 'cpu'},
+    )
+    assert int(done.stdout) < 60_000
