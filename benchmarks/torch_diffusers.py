@@ -1,12 +1,14 @@
 """The diffusers side of benchmarks.diffusers_parity: real classes, fed with what this project writes.
 
 .bench-venv/bin/python -m benchmarks.torch_diffusers names CONFIGS.json NAMES.json
-.bench-venv/bin/python -m benchmarks.torch_diffusers outputs FOLDER INPUTS.npz OUTPUTS.npz
+.bench-venv/bin/python -m benchmarks.torch_diffusers pictures FOLDER INPUTS.npz OUTPUTS.npz
+.bench-venv/bin/python -m benchmarks.torch_diffusers videos FOLDER INPUTS.npz OUTPUTS.npz
 """
 
 import json
 import sys
 import warnings
+from collections.abc import Callable
 
 import diffusers
 import numpy as np
@@ -34,11 +36,9 @@ def names(configs: dict) -> dict:
     return found
 
 
-@torch.no_grad()
-def outputs(folder: str, given: dict) -> dict:
+def pictures(folder: str, x: dict) -> dict:
     """What the parts of a StableDiffusionXLPipeline make of given inputs."""
     pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
-    x = {name: torch.from_numpy(array) for name, array in given.items()}
     found = {
         'unet': pipeline.unet(
             x['latents'],
@@ -52,11 +52,33 @@ def outputs(folder: str, given: dict) -> dict:
     first = pipeline.text_encoder(x['tokens'], output_hidden_states=True)
     second = pipeline.text_encoder_2(x['tokens'], output_hidden_states=True)
     # SDXL is told the layer before the last of each, and the second one's vector.
-    found |= {
+    return found | {
         'text_1': first.hidden_states[-2],
         'text_2': second.hidden_states[-2],
         'text_2_pooled': second.text_embeds,
     }
+
+
+def videos(folder: str, x: dict) -> dict:
+    """What the parts of a StableVideoDiffusionPipeline make of given inputs, clips (b, t, c, h, w)."""
+    pipeline = diffusers.StableVideoDiffusionPipeline.from_pretrained(folder)
+    count = x['latents'].shape[1]
+    return {
+        'unet': pipeline.unet(
+            x['latents'], x['timesteps'], x['context'], added_time_ids=x['time_ids']
+        ).sample,
+        'moments': pipeline.vae.encode(x['images']).latent_dist.parameters,
+        'decoded': pipeline.vae.decode(
+            x['latents'][:, :, :4].flatten(0, 1), num_frames=count
+        ).sample,
+        'image': pipeline.image_encoder(x['pixels']).image_embeds,
+    }
+
+
+@torch.no_grad()
+def outputs(compute: Callable, folder: str, given: dict) -> dict:
+    """`compute` on numpy arrays."""
+    found = compute(folder, {name: torch.from_numpy(array) for name, array in given.items()})
     return {name: array.numpy() for name, array in found.items()}
 
 
@@ -69,7 +91,8 @@ def main() -> None:
             json.dump({model: names(configs) for model, configs in models.items()}, target)
     else:
         with np.load(paths[1]) as npz:
-            np.savez(paths[2], **outputs(paths[0], dict(npz)))
+            compute = {'pictures': pictures, 'videos': videos}[what]
+            np.savez(paths[2], **outputs(compute, paths[0], dict(npz)))
 
 
 if __name__ == '__main__':

@@ -110,25 +110,42 @@ def test_a_checkpoint_may_be_a_workdir(sgm_file, workdir, frozen_config):
     np.testing.assert_array_equal(visual['positional_embedding'], tensors[name])
 
 
-def test_training_and_sampling_begin_with_converted_weights(run, tmp_path):
-    source = conversions.open_source(run.workdir)
-    write_sgm(tmp_path / 'run.safetensors', source.tensors)
-    file = conversions.open_source(tmp_path / 'run.safetensors', config=run.config)
-    conversions.write_workdir(tmp_path / 'new', file)
-    assert workdir_files.weights_alone(tmp_path / 'new', 0)
+@pytest.fixture(scope='module')
+def rewritten(run, tmp_path_factory) -> pathlib.Path:
+    """A run's averaged weights, out as an sgm file and in again as a workdir."""
+    folder = tmp_path_factory.mktemp('rewritten')
+    write_sgm(folder / 'run.safetensors', conversions.open_source(run.workdir).tensors)
+    source = conversions.open_source(folder / 'run.safetensors', config=run.config)
+    conversions.write_workdir(folder / 'new', source)
+    return folder / 'new'
+
+
+def test_a_run_of_all_parts_needs_no_base(run, rewritten):
+    model = sgm_jax.load(run.workdir)
+    want = to_sgm(model.engine.structure.merge(model.params, model.frozen))
+    assert_bits(open_tensors(rewritten.parent / 'run.safetensors'), want)
+
+
+def test_a_workdir_that_was_converted_samples_as_its_run_does(run, rewritten):
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     sample = lambda workdir: sgm_jax.load(workdir).sample(image=picture)
-    np.testing.assert_array_equal(sample(tmp_path / 'new'), sample(run.workdir))
+    np.testing.assert_array_equal(sample(rewritten), sample(run.workdir))
     with pytest.raises(UserError, match='holds averaged weights alone'):
-        conversions.open_source(tmp_path / 'new', raw=True)
+        conversions.open_source(rewritten, raw=True)
 
-    assert train(run.config, tmp_path / 'new').step == 4
-    assert not workdir_files.weights_alone(tmp_path / 'new', 4)
-    raw = conversions.open_source(tmp_path / 'new', raw=True).tensors
-    moved = max(np.abs(raw[name] - source.tensors[name]).max() for name in raw)
+
+@pytest.mark.slow
+def test_training_begins_with_converted_weights(run, rewritten):
+    before = conversions.open_source(rewritten).tensors
+    before = {name: before[name] for name in before}
+    assert workdir_files.weights_alone(rewritten, 0)
+    assert train(run.config, rewritten).step == 4
+    assert not workdir_files.weights_alone(rewritten, 4)
+    raw = conversions.open_source(rewritten, raw=True).tensors
+    moved = max(np.abs(raw[name] - before[name]).max() for name in raw)
     # A step of Adam moves a parameter by about the learning rate: it began there, and not at random.
     assert 0 < moved < 4 * 2 * run.config.optimizer.learning_rate
-    averaged = conversions.open_source(tmp_path / 'new').tensors
+    averaged = conversions.open_source(rewritten).tensors
     assert any(np.any(averaged[name] != raw[name]) for name in raw)
 
 
@@ -150,16 +167,6 @@ def test_frozen_parts_come_from_the_base(workdir, sgm_file, tmp_path):
     write_sgm(tmp_path / 'other.safetensors', {'a': np.zeros(1)})
     with pytest.raises(UserError, match=r'other\.safetensors: the checkpoint does not fit'):
         conversions.open_source(copy, base=str(tmp_path / 'other.safetensors'))
-
-
-def test_a_run_of_all_parts_needs_no_base(run, tmp_path):
-    source = conversions.open_source(run.workdir)
-    write_sgm(tmp_path / 'a.safetensors', source.tensors)
-    model = sgm_jax.load(run.workdir)
-    assert_bits(
-        open_tensors(tmp_path / 'a.safetensors'),
-        to_sgm(model.engine.structure.merge(model.params, model.frozen)),
-    )
 
 
 def test_numbers_that_do_not_fit_a_type_are_named():

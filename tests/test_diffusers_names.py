@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import golden
@@ -396,6 +397,25 @@ def test_what_does_not_fit_is_named(folders, tmp_path):
     (copy / 'model_index.json').write_text('{"unet": ')
     with pytest.raises(UserError, match=r'model_index\.json cannot be read'):
         read(copy)
+
+
+def test_levels_that_diffusers_does_not_have(tmp_path):
+    svd = shrunk.checkpoint('svd')
+    third = [k for k in svd if re.search(r'(down\.\d\.block\.1|up\.\d\.block\.2)\.', k)]
+    few = {k: x for k, x in svd.items() if k not in third}
+    hints = dict(num_head_channels=1, vision_head_width=1)
+    with pytest.raises(UserError, match='a temporal decoder of 2 blocks to a level alone, not 1'):
+        write_diffusers(tmp_path / 'a', few, hints=hints)
+    base = shrunk.checkpoint('sd_xl_base')
+    some = {k: x for k, x in base.items() if '.input_blocks.5.1.' not in k}
+    with pytest.raises(UserError, match='no network in whose levels only some blocks attend'):
+        write_diffusers(tmp_path / 'a', some, hints=hints)
+    flat = {k: x for k, x in base.items() if '.middle_block.1.transformer_blocks.9.' not in k}
+    with pytest.raises(
+        UserError, match=r'one depth for the last level \(10\) and the middle \(9\)'
+    ):
+        write_diffusers(tmp_path / 'a', flat, hints=hints)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_models_without_a_pipeline():

@@ -180,6 +180,11 @@ def _autoencoder(layout: Layout, part: Part, shapes: Shapes, hints: Hints) -> di
         'force_upcast': layout.kind not in ('sd1', 'sd2'),
     }
     if part.kind == 'AutoencoderKLTemporalDecoder':
+        if len(layers) != 2:
+            # Its middle has as many blocks as its levels, sgm's always two.
+            raise UserError(
+                f'diffusers has a temporal decoder of 2 blocks to a level alone, not {len(layers)}'
+            )
         return config
     return config | {
         'up_block_types': ['UpDecoderBlock2D'] * len(levels),
