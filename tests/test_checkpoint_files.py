@@ -146,7 +146,16 @@ def moved(path):
     path.write_bytes(path.read_bytes().replace(b'offsets":[0,', b'offsets":[4,'))
 
 
-@pytest.mark.parametrize('damage', [cut, note, garbled, moved])
+def huge(path):
+    path.write_bytes(path.read_bytes().replace(b'shape":[4]', b'shape":[4294967296,4294967296]'))
+
+
+def nested(path):
+    text = b'[' * 100_000
+    path.write_bytes(len(text).to_bytes(8, 'little') + text)
+
+
+@pytest.mark.parametrize('damage', [cut, note, garbled, moved, huge, nested])
 def test_a_damaged_safetensors_file_is_named(damage, tmp_path):
     path = tmp_path / 'a.safetensors'
     safetensors_files.write(path, {'a': np.zeros(4, np.float32)})

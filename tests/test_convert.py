@@ -15,11 +15,13 @@ import shrunk
 import tiny
 
 import sgm_jax
+from sgm_jax.config import load_config
 from sgm_jax.engines import build
 from sgm_jax.errors import UserError
-from sgm_jax.interop import open_tensors, to_sgm, workdir_files, write_sgm
+from sgm_jax.interop import checkpoint_files, open_tensors, to_sgm, workdir_files, write_sgm
 from sgm_jax.tools import conversions
 from sgm_jax.training.loop import train
+from sgm_jax.training.workdir import open_workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # A config file that says what tests/tiny.py does, with an image tower that is not trained.
@@ -167,6 +169,35 @@ def test_frozen_parts_come_from_the_base(workdir, sgm_file, tmp_path):
     write_sgm(tmp_path / 'other.safetensors', {'a': np.zeros(1)})
     with pytest.raises(UserError, match=r'other\.safetensors: the checkpoint does not fit'):
         conversions.open_source(copy, base=str(tmp_path / 'other.safetensors'))
+
+
+def test_the_workdir_of_a_first_stage(tmp_path):
+    config = load_config('configs/demo_first_stage.py')
+    structure = build(config).structure
+    shapes = {k: x.shape for k, x in to_sgm(structure.module()).items()}
+    weights = {name: golden.generate(name, shape) for name, shape in shapes.items()}
+    filled = checkpoint_files.fill(structure.module(), weights, 'weights')
+    open_workdir(tmp_path / 'w', config)
+    workdir_files.write_weights(tmp_path / 'w', structure.split(filled)[1])
+    source = conversions.open_source(tmp_path / 'w')
+    write_sgm(tmp_path / 'stage.safetensors', source.tensors)
+    assert_bits(open_tensors(tmp_path / 'stage.safetensors'), weights)
+    assert 'encoder.conv_in.weight' in weights
+    source = conversions.open_source(tmp_path / 'stage.safetensors', config=config)
+    with pytest.raises(
+        UserError, match="the config is of 'autoencoding'; a workdir is written for"
+    ):
+        conversions.write_workdir(tmp_path / 'x', source)
+
+
+def test_files_on_the_hub_stay_so_in_a_workdir(frozen_config, tmp_path):
+    config = frozen_config.copy_and_resolve_references()
+    config.model.checkpoint = 'hf://org/repo/a.safetensors'
+    workdir = open_workdir(tmp_path / 'w', config)
+    assert workdir_files.read_config(workdir).model.checkpoint == 'hf://org/repo/a.safetensors'
+    (workdir / 'config.json').write_text('{"_class_name": "UNet2DConditionModel"}')
+    with pytest.raises(UserError, match='is not that of a run'):
+        workdir_files.read_config(workdir)
 
 
 def test_numbers_that_do_not_fit_a_type_are_named():

@@ -123,6 +123,8 @@ def _shards(index: pathlib.Path) -> dict[str, Lazy]:
     placed = _json(index).get('weight_map')
     if not isinstance(placed, dict):
         raise UserError(f'{index} has no weight_map; download it again')
+    # Of this folder, whatever the file says.
+    placed = {name: pathlib.PurePath(str(file)).name for name, file in placed.items()}
     files = {name: safetensors_files.read(index.parent / name) for name in set(placed.values())}
     lost = [name for name, file in placed.items() if name not in files[file]]
     if lost:

@@ -7,6 +7,7 @@ safetensors, whose own readers map the file, or hold all that is to be written.
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import struct
@@ -40,6 +41,8 @@ _DTYPES = {name: np.dtype(dtype) for name, dtype in _DTYPES.items()}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # as the package has it
 _ALIGNED = 8
+# What a header that is none raises.
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError)
 
 
 def read(path: str | pathlib.Path) -> Tensors:
@@ -54,7 +57,7 @@ def read(path: str | pathlib.Path) -> Tensors:
         file = ByteRanges(path)
         header, start = _header(file)
         return Tensors({k: _lazy(file, start, v) for k, v in header.items()}, str(path))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except _DAMAGED as error:
         said = str(error).replace('\n', ' ') or type(error).__name__
         raise UserError(
             f'{path} is not a whole .safetensors file ({said}); download it again'
@@ -76,7 +79,7 @@ def _header(file: ByteRanges) -> tuple[dict, int]:
 def _lazy(file: ByteRanges, start: int, entry: Mapping) -> Lazy:
     dtype, shape = _DTYPES[entry['dtype']], tuple(map(int, entry['shape']))
     begin, end = entry['data_offsets']
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if begin < 0 or end - begin != size or min(shape, default=0) < 0:
         raise ValueError(f'{size} bytes of a tensor lie in {begin} to {end}')
     if start + end > file.size:

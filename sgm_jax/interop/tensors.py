@@ -1,5 +1,6 @@
 """Tensors that are known by name, shape and type before they are read, one at a time."""
 
+import math
 import os
 import pathlib
 import weakref
@@ -29,13 +30,7 @@ class Lazy(NamedTuple):
     @property
     def nbytes(self) -> int:
         """What it needs in memory."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-    def astype(self, dtype: np.dtype | None) -> 'Lazy':
-        """The same numbers in another type of floats; integers stay as they are."""
-        if dtype is None or dtype == self.dtype or not is_float(self.dtype):
-            return self
-        return Lazy(self.shape, dtype, lambda: self.read().astype(dtype))
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def is_float(dtype: np.dtype) -> bool:
@@ -118,5 +113,5 @@ class ByteRanges:
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Lazy:
         """The tensor that lies there in C order."""
-        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        count = math.prod(shape) * dtype.itemsize
         return Lazy(shape, dtype, lambda: self.read(offset, count).view(dtype).reshape(shape))

@@ -27,9 +27,12 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     """The config that a run was started with."""
     path = pathlib.Path(workdir) / CONFIG
     try:
-        return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
+        config = ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
     except (OSError, ValueError) as error:
         raise UserError(f'{path} cannot be read ({error})') from error
+    if 'model' not in config:
+        raise UserError(f'{path} is not that of a run; of a diffusers folder name the folder above')
+    return config
 
 
 def _tuples(node: Any) -> Any:

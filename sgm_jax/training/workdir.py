@@ -15,6 +15,7 @@ import ml_collections
 
 from sgm_jax.config import plain
 from sgm_jax.errors import UserError
+from sgm_jax.interop import hub
 from sgm_jax.interop.workdir_files import CHECKPOINTS, CONFIG, latest_step
 
 LOGS = 'logs'
@@ -63,7 +64,7 @@ def _saved(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config with the paths of weights made absolute: sampling may start in another folder."""
     saved = json.loads(json.dumps(plain(config)))
     for key in ('checkpoint', 'first_stage_checkpoint', 'lpips_checkpoint', 'lpips_linear'):
-        if saved['model'].get(key):
+        if saved['model'].get(key) and not hub.is_remote(saved['model'][key]):
             saved['model'][key] = str(pathlib.Path(saved['model'][key]).expanduser().resolve())
     return saved
 
