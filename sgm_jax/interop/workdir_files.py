@@ -16,6 +16,7 @@ CHECKPOINTS, CONFIG = 'checkpoints', 'config.json'
 # Parts of a checkpoint: the averaged weights, the trained ones, and what a run needs to go on.
 EMA, PARAMS, PROGRESS = 'ema_params', 'params', 'progress'
 LOSS = 'loss'
+_AT_ONCE = 2**29
 
 
 def is_workdir(path: str | pathlib.Path) -> bool:
@@ -96,8 +97,11 @@ def write_weights(workdir: str | pathlib.Path, weights: PyTree) -> None:
       UserError: it cannot be written.
     """
     folder = pathlib.Path(workdir).resolve() / CHECKPOINTS / '0'
+    # Nobody changes them while they are written, which Orbax would make copies for.
+    lean = ocp.options.MemoryOptions(deepcopy_host_arrays=False, write_concurrent_bytes=_AT_ONCE)
     try:
-        ocp.save_checkpointables(folder, {EMA: weights})
+        with ocp.Context(memory_options=lean):
+            ocp.save_checkpointables(folder, {EMA: weights})
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise UserError(
