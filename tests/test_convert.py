@@ -20,6 +20,7 @@ from sgm_jax.engines import build
 from sgm_jax.errors import UserError
 from sgm_jax.interop import checkpoint_files, open_tensors, to_sgm, workdir_files, write_sgm
 from sgm_jax.tools import conversions
+from sgm_jax.tools import convert as convert_tool
 from sgm_jax.training.loop import train
 from sgm_jax.training.workdir import open_workdir
 
@@ -286,28 +287,42 @@ def test_the_command_line_makes_a_workdir(sgm_file, workdir, tmp_path):
     ('words', 'message'),
     [
         (['--output=x.safetensors'], 'give --input'),
-        (['--input=x'], 'give --output'),
-        (['--input=x', '--output=x.ckpt'], 'sgm files are written as .safetensors'),
-        (['--input=x', '--output=folder'], 'say of which kind: --to=diffusers or --to=workdir'),
-        (['--input=x', '--output={tmp}', '--to=diffusers'], 'is there already'),
-        (
-            ['--input={tmp}/none.safetensors', '--output={tmp}/a.safetensors'],
-            'there is no checkpoint file',
-        ),
         (['--input={sdxl}', '--output={tmp}/w', '--to=workdir'], 'needs a config'),
-        (['--input={sdxl}', '--output={tmp}/a.safetensors', '--raw'], 'is no workdir'),
     ],
 )
 def test_mistakes_end_in_one_line(words, message, sdxl, tmp_path):
-    (tmp_path / 'something').write_text('')
     words = [word.format(tmp=tmp_path, sdxl=sdxl) for word in words]
     assert re.match(f'error: .*{message}', convert(*words, code=2))
-    assert [p.name for p in tmp_path.iterdir()] == ['something']
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_is_named(sdxl, tmp_path):
+    assert convert_tool.kind_of('a.safetensors', None) == 'sgm'
+    assert convert_tool.kind_of('a/', 'diffusers') == 'diffusers'
+    for output, wanted, words in (
+        ('x.ckpt', None, 'sgm files are written as .safetensors'),
+        ('folder', 'sgm', 'sgm files are written as .safetensors'),
+        ('x.safetensors', 'workdir', 'sgm files are written as .safetensors'),
+        ('folder', None, 'say of which kind: --to=diffusers or --to=workdir'),
+    ):
+        with pytest.raises(UserError, match=words):
+            convert_tool.kind_of(output, wanted)
+    (tmp_path / 'something').write_text('')
+    with pytest.raises(UserError, match='is there already'):
+        conversions.check_place(tmp_path, folder=True)
+    with pytest.raises(UserError, match='is a folder; give the name of a file'):
+        conversions.check_place(tmp_path, folder=False)
+    with pytest.raises(UserError, match='there is no checkpoint file'):
+        conversions.open_source(tmp_path / 'none.safetensors')
+    for options, flag in ((dict(raw=True), 'raw'), (dict(base='x'), 'base')):
+        with pytest.raises(UserError, match=f'is no workdir, to which --{flag} belongs'):
+            conversions.open_source(sdxl, **options)
 
 
 MEMORY = """
 import pathlib, sys
 from sgm_jax.tools import conversions
+from sgm_jax.tools import convert as convert_tool
 from sgm_jax.interop import write_sgm
 import numpy as np
 peak = lambda: int(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])

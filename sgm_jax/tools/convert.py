@@ -44,7 +44,7 @@ def main() -> int:
     for name in ('input', 'output'):
         if not FLAGS[name].value:
             raise UserError(f'give --{name}; --help lists the flags')
-    kind = _kind(FLAGS.output, FLAGS.to)
+    kind = kind_of(FLAGS.output, FLAGS.to)
     if kind == 'workdir' and FLAGS.dtype not in ('keep', 'float32'):
         raise UserError(f'--dtype={FLAGS.dtype}: a workdir holds float32; leave it out')
     output = pathlib.Path(FLAGS.output).expanduser()
@@ -65,7 +65,8 @@ def main() -> int:
     return 0
 
 
-def _kind(output: str, wanted: str | None) -> str:
+def kind_of(output: str, wanted: str | None) -> str:
+    """What --output and --to ask for: 'sgm', 'diffusers' or 'workdir'."""
     from sgm_jax.errors import UserError
 
     file = output.endswith('.safetensors')
