@@ -79,6 +79,30 @@ def test_a_run_shows_both_players(straight):
     assert {'val_ema/psnr', 'val_ema/ssim', 'val_ema/loss/lpips', 'disc_grad_norm'} <= names
 
 
+def test_each_learning_rate_is_of_its_own_steps():
+    config = gan_model.config()
+    config.schedule = {'name': 'cosine'}
+    config.disc_optimizer = {'lr_factor': 0.5}
+    setup = Setup.from_config(config)
+    state, frozen = gan_model.start(setup)
+    logged = []
+    for number in range(4):
+        batch = {'jpg': jnp.asarray(pictures(number))}
+        turn = setup.engine.turn(number)
+        state, scalars = setup.step(turn, state, frozen, batch, jax.random.key(0))
+        names = ('learning_rate', 'disc_learning_rate')
+        logged.append({name: float(scalars[name]) for name in names if name in scalars})
+    peak, second = 1e-3, 1e-3 * (0.5 + 0.5 * 0.5**0.5)  # after one of four steps
+    wanted = [
+        {'learning_rate': peak},
+        {'disc_learning_rate': 0.5 * peak},
+        {'learning_rate': second},
+        {'disc_learning_rate': 0.5 * second},
+    ]
+    for found, values in zip(logged, wanted, strict=True):
+        assert found == pytest.approx(values, rel=1e-5)
+
+
 def test_both_may_learn_from_every_batch():
     config = gan_model.config()
     config.model.loss.update(alternate=False, disc_start=1)

@@ -25,7 +25,7 @@ from sgm_jax.interop.workdir_files import read_ema, weights_alone
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.training.checkpoints import Checkpoints
 from sgm_jax.training.logs import MAX_EXAMPLES, Logs
-from sgm_jax.training.optimizers import make_optimizer, make_schedule
+from sgm_jax.training.optimizers import make_optimizer, make_schedule, scaled
 from sgm_jax.training.state import Average, Optimizers, TrainState, abstract
 from sgm_jax.training.step import first_players, make_init, make_step, start_from
 from sgm_jax.training.stop import StopRequest
@@ -134,10 +134,12 @@ class Setup:
             clip_norm=options.clip_norm,
             accumulate=options.accumulate,
         )
+        nodes = config.optimizer, _disc_optimizer(config)
         optimizers = Optimizers(
-            main=make(config.optimizer, params=players.params),
-            adversary=make(_disc_optimizer(config), where='disc_optimizer'),
+            main=make(nodes[0], params=players.params),
+            adversary=make(nodes[1], where='disc_optimizer'),
         )
+        rates = tuple(scaled(schedule, node) for node in nodes)
         wanted = abstract(players, optimizers, mesh)
         average = Average(limit=options.ema_decay, accumulate=options.accumulate)
         return cls(
@@ -146,7 +148,7 @@ class Setup:
             mesh=mesh,
             optimizers=optimizers,
             wanted=wanted,
-            step=make_step(engine, optimizers, average, schedule, wanted),
+            step=make_step(engine, optimizers, average, rates, wanted),
         )
 
     def first_state(self, key: jax.Array, params: PyTree | None = None) -> TrainState:

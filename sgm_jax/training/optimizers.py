@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from sgm_jax.config import build, plain
 from sgm_jax.errors import UserError
@@ -49,12 +50,56 @@ def adamw(
     return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
 
 
-OPTIMIZERS = {'adamw': adamw}
+def muon(
+    *,
+    learning_rate: optax.Schedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    beta: float = 0.95,
+    rms: float = 0.2,
+) -> optax.GradientTransformation:
+    """Muon for matrices and kernels (what they read by what they give), NAdamW for everything else.
+
+    An update's entries have the root mean square `rms`, times the learning rate: 0.2 is about Adam's, so that
+    one learning rate does for both. Sources: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); Liu et
+    al. 2025 (arXiv:2502.16982), equation 4, for `rms`.
+    """
+    matrix = lambda x: optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+    return optax.contrib.muon(
+        learning_rate,
+        beta=beta,
+        eps=eps,
+        weight_decay=weight_decay,
+        adam_b1=b1,
+        adam_b2=b2,
+        adam_weight_decay=weight_decay,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(
+            lambda x: matrix(x) if x.ndim >= 2 else None, params
+        ),
+        consistent_rms=rms,
+    )
+
+
+OPTIMIZERS = {'adamw': adamw, 'muon': muon}
 
 
 def make_schedule(node: Mapping, *, peak: float, steps: int) -> optax.Schedule:
     """The schedule of `config.schedule`: the learning rate of an optimizer step, counted from 0."""
     return build(SCHEDULES, node, where='schedule', peak=peak, steps=steps)
+
+
+def scaled(schedule: optax.Schedule, node: Mapping) -> optax.Schedule:
+    """The learning rate of an optimizer's own steps: the schedule's, times the node's `lr_factor`."""
+    factor = node.get('lr_factor', 1.0)
+    return schedule if factor == 1.0 else lambda step: factor * schedule(step)
+
+
+def steps_taken(opt_state: PyTree) -> jax.Array:
+    """How many steps an optimizer has made, () int32: its own, whatever else happened meanwhile."""
+    # Every part of it counts; accumulated batches that are no step yet are counted elsewhere.
+    return optax.tree.get_all_with_path(opt_state, 'count')[0][1]
 
 
 def make_optimizer(
@@ -93,10 +138,8 @@ def make_optimizer(
 
 
 def _one(options: Mapping, schedule: optax.Schedule, where: str) -> optax.GradientTransformation:
-    options = dict(options)
-    factor = options.pop('lr_factor', 1.0)
-    scaled = schedule if factor == 1.0 else lambda step: factor * schedule(step)
-    return build(OPTIMIZERS, options, where=where, learning_rate=scaled)
+    own = {k: v for k, v in options.items() if k != 'lr_factor'}
+    return build(OPTIMIZERS, own, where=where, learning_rate=scaled(schedule, options))
 
 
 def _by_group(groups, options, schedule, params, where):

@@ -11,6 +11,7 @@ from sgm_jax.engines import Engine
 from sgm_jax.engines.protocol import Players
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.parallel.compiler import jit
+from sgm_jax.training.optimizers import steps_taken
 from sgm_jax.training.state import Average, Optimizers, TrainState, apply_gradients, fresh
 
 PyTree = Any
@@ -51,12 +52,13 @@ def make_step(
     engine: Engine,
     optimizers: Optimizers,
     average: Average,
-    schedule: optax.Schedule,
+    rates: tuple[optax.Schedule, optax.Schedule],
     wanted: TrainState,
 ) -> Step:
     """The train step: (turn, state, frozen, batch, base key) -> (state, scalars to log).
 
-    Each of the engine's turns is compiled when it first comes. The state is donated. All randomness is a
+    `rates` are learning rates by the steps of either optimizer, which makes one when it is its turn. Each of
+    the engine's turns is compiled when it first comes. The state is donated. All randomness is a
     function of the base key and the step.
     """
     whole = meshes.replicated(wanted.step.sharding.mesh)
@@ -71,13 +73,15 @@ def make_step(
         key = jax.random.fold_in(base_key, state.step)
         gradients = engine.gradients(turn, state.players, frozen, batch, key)
         after = apply_gradients(state, gradients, optimizers, average)
-        norms = {'grad_norm': gradients.params, 'disc_grad_norm': gradients.adversary}
-        return after, {
-            **gradients.logs,
-            **{name: optax.tree.norm(of) for name, of in norms.items() if of is not None},
-            'learning_rate': schedule(state.step // average.accumulate),
-            'ema_decay': average.decay(after.step),
-        }
+        logs = {**gradients.logs, 'ema_decay': average.decay(after.step)}
+        for prefix, rate, found, opt_state in (
+            ('', rates[0], gradients.params, state.opt_state),
+            ('disc_', rates[1], gradients.adversary, state.adversary_opt_state),
+        ):
+            if found is not None:
+                logs[f'{prefix}grad_norm'] = optax.tree.norm(found)
+                logs[f'{prefix}learning_rate'] = rate(steps_taken(opt_state))
+        return after, logs
 
     @functools.cache
     def compiled(turn: str) -> Step:
