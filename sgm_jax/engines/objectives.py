@@ -4,7 +4,7 @@ An objective says what of these there is; `autoencoding` and `adversary` carry i
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import jax
@@ -118,6 +118,68 @@ class LPIPSWithDiscriminator:
         rec_loss = jnp.abs(x - rec) + self.perceptual_weight * perceptual[:, None, None, None]
         nll = (rec_loss / jnp.exp(logvar) + logvar).sum() / len(x)
         return nll, {'loss/nll': nll, 'loss/rec': rec_loss.mean(), 'scalars/logvar': logvar}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentLPIPS:
+    """How far latents are from others: as they are, and as the pictures that a decoder makes of them.
+
+    Follows sgm's LatentLPIPS, with the decoder and LPIPS given as functions; there the latents' own distance
+    goes unweighted, and without a mean, where `perceptual_weight` is 0.
+
+    Attributes:
+      perceptual_weight: of LPIPS between the two decoded ones; with 0 the targets are not decoded.
+      latent_weight: of the mean squared distance between latents.
+      perceptual_weight_on_inputs: of LPIPS between the pictures themselves and the decoded predictions.
+      scale_input_to_tgt_size: for that, pictures are resized to what is decoded, should the sizes differ.
+      scale_tgt_to_input_size: or the other way round.
+    """
+
+    perceptual_weight: float = 1.0
+    latent_weight: float = 1.0
+    scale_input_to_tgt_size: bool = False
+    scale_tgt_to_input_size: bool = False
+    perceptual_weight_on_inputs: float = 0.0
+
+    def __call__(
+        self,
+        latents: jax.Array,
+        predictions: jax.Array,
+        images: jax.Array,
+        *,
+        decode: Callable[[jax.Array], jax.Array],
+        lpips: Callable[[jax.Array, jax.Array], jax.Array],
+    ) -> tuple[jax.Array, Logs]:
+        """The loss of predicted latents, and what to log, under sgm's names.
+
+        Args:
+          latents, predictions: (n, h, w, c).
+          images: what the latents are of, (n, H, W, 3) in [-1, 1].
+          decode: latents to images (n, f h, f w, 3).
+          lpips: two batches of images to their distances (n,).
+        """
+        distance = jnp.square(latents - predictions).mean()
+        loss, logs = self.latent_weight * distance, {'latent_l2_loss': distance}
+        if self.perceptual_weight or self.perceptual_weight_on_inputs:
+            decoded = decode(predictions)
+        if self.perceptual_weight:
+            logs['perceptual_loss'] = lpips(decode(latents), decoded).mean()
+            loss = loss + self.perceptual_weight * logs['perceptual_loss']
+        if self.perceptual_weight_on_inputs:
+            if self.scale_input_to_tgt_size:
+                images = resized(images, decoded)
+            elif self.scale_tgt_to_input_size:
+                decoded = resized(decoded, images)
+            logs['perceptual_loss_on_inputs'] = lpips(images, decoded).mean()
+            loss = loss + self.perceptual_weight_on_inputs * logs['perceptual_loss_on_inputs']
+        return loss, logs
+
+
+def resized(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Pictures (n, h, w, c) at the height and width of others: bicubic, antialiased."""
+    if x.shape[1:3] == like.shape[1:3]:
+        return x
+    return jax.image.resize(x, (len(x), *like.shape[1:3], x.shape[-1]), 'cubic')
 
 
 def hinge(real: jax.Array, fake: jax.Array) -> jax.Array:

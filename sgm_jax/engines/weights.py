@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from sgm_jax.engines.first_stages import build_first_stage
 from sgm_jax.engines.structure import PyTree, Structure
 from sgm_jax.errors import UserError
 from sgm_jax.interop import checkpoint_files, to_sgm, workdir_files
-from sgm_jax.networks.layers import Buffer, Keys
+from sgm_jax.networks.layers import Buffer, Keys, Statistic
 
 LOG = logging.getLogger(__name__)
 FIRST_STAGE = 'first_stage'
@@ -136,11 +136,43 @@ def first_stage(path: str, structure: Structure) -> nnx.Module:
 
 
 def _trained(workdir: str) -> nnx.Module:
-    node = workdir_files.read_config(workdir).model.first_stage
-    module = Structure(build=lambda keys: build_first_stage(node, keys)).module()
-    wanted = nnx.to_pure_dict(nnx.state(module))
-    nnx.update(module, workdir_files.read_ema(workdir, wanted))
-    return module
+    model = workdir_files.read_config(workdir).model
+    structure = first_stage_structure(model.first_stage, model.get('trained', ()))
+    graphdef, params, _ = structure.abstract
+    trained = workdir_files.read_ema(workdir, params)
+    return nnx.merge(graphdef, trained, untrained(structure, model.get('checkpoint', '')))
+
+
+def first_stage_structure(node: Mapping, trained: Sequence[str] = ()) -> Structure:
+    """Of a first stage that is trained, or whose parameters are that these patterns begin."""
+    patterns = [re.compile(pattern) for pattern in trained]
+    dotted = lambda path: '.'.join(map(str, path))
+    return Structure(
+        build=lambda keys: build_first_stage(node, keys),
+        trainable=lambda path: not patterns or any(p.match(dotted(path)) for p in patterns),
+        # A codebook that is a running average is kept where the parameters are.
+        kinds=(nnx.Param, Statistic),
+    )
+
+
+def untrained(structure: Structure, checkpoint: str) -> PyTree:
+    """The part of a first stage that its own training leaves as it was in `checkpoint`.
+
+    Raises:
+      UserError: there are weights in that part, and there is no such file.
+    """
+    wanted = structure.abstract[2]
+    if not jax.tree.leaves(wanted):
+        return wanted
+    if checkpoint:
+        return structure.split(first_stage(checkpoint, structure))[2]
+    paths = [path for path, _ in nnx.to_flat_state(nnx.state(structure.shape, nnx.Param))]
+    if not all(map(structure.trainable, paths)):
+        raise UserError(
+            'model.trained leaves out a part that needs weights; give --config.model.checkpoint=PATH'
+        )
+    # Constants alone, which the config states.
+    return jax.jit(lambda: structure.init(jax.random.key(0))[1])()
 
 
 def _fresh(structure: Structure) -> dict[str, np.ndarray]:

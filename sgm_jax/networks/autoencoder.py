@@ -23,11 +23,18 @@ class ResnetBlock(nnx.Module):
     """Norm, SiLU, convolution, twice, with a residual. Follows sgm's ResnetBlock without an embedding."""
 
     def __init__(
-        self, channels: int, outputs: int, *, dropout: float = 0.0, dtype: Any, rngs: Keys
+        self,
+        channels: int,
+        outputs: int,
+        *,
+        dropout: float = 0.0,
+        groups: int = 32,
+        dtype: Any,
+        rngs: Keys,
     ):
-        self.norm1 = GroupNorm(channels, epsilon=1e-6)
+        self.norm1 = GroupNorm(channels, groups=groups, epsilon=1e-6)
         self.conv1 = conv(channels, outputs, dtype=dtype, rngs=rngs)
-        self.norm2 = GroupNorm(outputs, epsilon=1e-6)
+        self.norm2 = GroupNorm(outputs, groups=groups, epsilon=1e-6)
         self.conv2 = conv(outputs, outputs, dtype=dtype, rngs=rngs)
         self.nin_shortcut = (
             conv(channels, outputs, 1, dtype=dtype, rngs=rngs) if channels != outputs else None
@@ -43,8 +50,10 @@ class ResnetBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Single-headed attention over the pixels of (n, h, w, c). Follows sgm's AttnBlock."""
 
-    def __init__(self, channels: int, *, attention: str = 'auto', dtype: Any, rngs: Keys):
-        self.norm = GroupNorm(channels, epsilon=1e-6)
+    def __init__(
+        self, channels: int, *, attention: str = 'auto', groups: int = 32, dtype: Any, rngs: Keys
+    ):
+        self.norm = GroupNorm(channels, groups=groups, epsilon=1e-6)
         self.q = conv(channels, channels, 1, dtype=dtype, rngs=rngs)
         self.k = conv(channels, channels, 1, dtype=dtype, rngs=rngs)
         self.v = conv(channels, channels, 1, dtype=dtype, rngs=rngs)
@@ -65,7 +74,9 @@ class AttentionBlock(nnx.Module):
 class LinearAttentionBlock(nnx.Module):
     """Attention that is linear in the number of pixels. Follows sgm's LinAttnBlock, which has no residual."""
 
-    def __init__(self, channels: int, *, attention: str = 'auto', dtype: Any, rngs: Keys):
+    def __init__(
+        self, channels: int, *, attention: str = 'auto', groups: int = 32, dtype: Any, rngs: Keys
+    ):
         self.to_qkv = conv(channels, 3 * channels, 1, bias=False, dtype=dtype, rngs=rngs)
         self.to_out = conv(channels, channels, 1, dtype=dtype, rngs=rngs)
 
@@ -154,7 +165,8 @@ class Encoder(nnx.Module):
 
     Calls: x (n, h, w, in_channels) -> (n, h / f, w / f, 2 z_channels), or z_channels without double_z;
     f is 2 ** (levels - 1). `resolution` only says at which level attn_resolutions lie. out_ch,
-    give_pre_end and tanh_out are the Decoder's: one config serves both.
+    give_pre_end and tanh_out are the Decoder's: one config serves both. norm_groups is ours (sgm: 32):
+    narrow networks need fewer, for a flat area leaves a group of two channels as plus and minus one.
     """
 
     def __init__(
@@ -175,14 +187,16 @@ class Encoder(nnx.Module):
         attn_type: str = 'vanilla',
         give_pre_end: bool = False,
         tanh_out: bool = False,
+        norm_groups: int = 32,
         attention: str = 'auto',
         dtype: Any = jnp.float32,
         rngs: Keys,
     ):
         options = dict(dtype=dtype, rngs=rngs)
-        res_block = lambda i, o: ResnetBlock(i, o, dropout=dropout, **options)
+        normed = dict(groups=norm_groups, **options)
+        res_block = lambda i, o: ResnetBlock(i, o, dropout=dropout, **normed)
         kind = attention_block('linear' if use_linear_attn else attn_type)
-        attend_at = None if kind is None else (lambda c: kind(c, attention=attention, **options))
+        attend_at = None if kind is None else (lambda c: kind(c, attention=attention, **normed))
         self.conv_in = conv(in_channels, ch, **options)
         channels, levels = ch, []
         for level, mult in enumerate(ch_mult):
@@ -197,7 +211,7 @@ class Encoder(nnx.Module):
             levels.append(Level(blocks, attentions, downsample=down))
         self.down = nnx.List(levels)
         self.mid = Middle(channels, res_block, attend_at)
-        self.norm_out = GroupNorm(channels, epsilon=1e-6)
+        self.norm_out = GroupNorm(channels, groups=norm_groups, epsilon=1e-6)
         self.conv_out = conv(channels, z_channels * (2 if double_z else 1), **options)
         self.factor, self.dtype = 2 ** (len(ch_mult) - 1), dtype
 
@@ -240,6 +254,7 @@ class Decoder(nnx.Module):
         tanh_out: bool = False,
         use_linear_attn: bool = False,
         attn_type: str = 'vanilla',
+        norm_groups: int = 32,
         attention: str = 'auto',
         dtype: Any = jnp.float32,
         rngs: Keys,
@@ -248,11 +263,12 @@ class Decoder(nnx.Module):
         conv_out: Callable | None = None,
     ):
         options = dict(dtype=dtype, rngs=rngs)
-        res_block = res_block or (lambda i, o: ResnetBlock(i, o, dropout=dropout, **options))
+        normed = dict(groups=norm_groups, **options)
+        res_block = res_block or (lambda i, o: ResnetBlock(i, o, dropout=dropout, **normed))
         if attend_at is None:
             kind = attention_block('linear' if use_linear_attn else attn_type)
             if kind is not None:
-                attend_at = lambda c: kind(c, attention=attention, **options)
+                attend_at = lambda c: kind(c, attention=attention, **normed)
         # sgm doubles the lowest resolution on the way up: with an odd one it isn't the encoder's.
         self.factor = 2 ** (len(ch_mult) - 1)
         lowest = resolution // self.factor
@@ -270,7 +286,7 @@ class Decoder(nnx.Module):
             up = Upsample(channels, resamp_with_conv, **options) if level else None
             levels.insert(0, Level(blocks, attentions, upsample=up))
         self.up = nnx.List(levels)
-        self.norm_out = GroupNorm(channels, epsilon=1e-6)
+        self.norm_out = GroupNorm(channels, groups=norm_groups, epsilon=1e-6)
         self.conv_out = (conv_out or (lambda i, o: conv(i, o, **options)))(channels, out_ch)
         self.give_pre_end, self.tanh_out, self.dtype = give_pre_end, tanh_out, dtype
 

@@ -28,10 +28,13 @@ class VideoResnetBlock(nnx.Module):
         kernel: Sequence[int] = (3, 1, 1),
         alpha: float = 0.0,
         merge_strategy: str = 'learned',
+        groups: int = 32,
         dtype: Any,
         rngs: Keys,
     ):
-        self.spatial = ResnetBlock(channels, outputs, dropout=dropout, dtype=dtype, rngs=rngs)
+        self.spatial = ResnetBlock(
+            channels, outputs, dropout=dropout, groups=groups, dtype=dtype, rngs=rngs
+        )
         self.time_stack = ResBlock(
             outputs, None, dropout=dropout, time_kernel=kernel, dtype=dtype, rngs=rngs
         )
@@ -53,11 +56,12 @@ class VideoAttentionBlock(nnx.Module):
         alpha: float = 0.0,
         merge_strategy: str = 'learned',
         attention: str = 'auto',
+        groups: int = 32,
         dtype: Any,
         rngs: Keys,
     ):
         options = dict(attention=attention, dtype=dtype, rngs=rngs)
-        self.spatial = AttentionBlock(channels, **options)
+        self.spatial = AttentionBlock(channels, groups=groups, **options)
         self.time_mix_block = VideoTransformerBlock(
             channels, heads=1, dim_head=channels, ff_in=True, **options
         )
@@ -101,9 +105,10 @@ class FrameConv(nnx.Module):
 class VideoDecoder(nnx.Module):
     """Latents of clips to frames. Follows sgm.modules.autoencoding.temporal_ae.VideoDecoder.
 
-    Args: the Decoder's, video_kernel_size, alpha and merge_strategy ('learned' or 'fixed') of the
-      blends, and time_mode: where time is mixed, 'all', 'conv-only' (as published) or 'attn-only'.
-      sgm itself cannot build the modes with attention; here they do what its parts say.
+    Args: the Decoder's (norm_groups: of what works on frames), video_kernel_size, alpha and merge_strategy
+      ('learned' or 'fixed') of the blends, and time_mode: where time is mixed, 'all', 'conv-only' (as
+      published) or 'attn-only'. sgm itself cannot build the modes with attention; here they do what its
+      parts say.
 
     Calls: z (b*t, h, w, z_channels), num_frames t -> (b*t, f h, f w, out_ch).
     """
@@ -117,6 +122,7 @@ class VideoDecoder(nnx.Module):
         time_mode: str = 'conv-only',
         attention: str = 'auto',
         dropout: float = 0.0,
+        norm_groups: int = 32,
         dtype: Any = jnp.float32,
         rngs: Keys,
         **decoder: Any,
@@ -137,7 +143,7 @@ class VideoDecoder(nnx.Module):
             video_kernel_size = (video_kernel_size,) * 3
         kernel = tuple(video_kernel_size)
         options = dict(dtype=dtype, rngs=rngs)
-        merge = dict(alpha=alpha, merge_strategy=merge_strategy)
+        merge = dict(alpha=alpha, merge_strategy=merge_strategy, groups=norm_groups)
         parts = {}
         if time_mode == 'attn-only':
             parts['conv_out'] = lambda i, o: FrameConv(i, o, **options)
@@ -150,7 +156,8 @@ class VideoDecoder(nnx.Module):
             parts['attend_at'] = lambda c: VideoAttentionBlock(
                 c, attention=attention, **merge, **options
             )
-        self.decoder = Decoder(attention=attention, dropout=dropout, **decoder, **parts, **options)
+        same = dict(attention=attention, dropout=dropout, norm_groups=norm_groups)
+        self.decoder = Decoder(**same, **decoder, **parts, **options)
 
     @property
     def factor(self) -> int:
