@@ -78,6 +78,17 @@ NAMES = {
         'conv5': 'slice5.10',
     },
     'lpips.LPIPS': {f'lin{i}': f'lin{i}.model.1' for i in range(5)},
+    'discriminator.ActNorm': {'factor': 'scale'},
+    'inception.Inception': {
+        'conv_1a': 'Conv2d_1a_3x3',
+        'conv_2a': 'Conv2d_2a_3x3',
+        'conv_2b': 'Conv2d_2b_3x3',
+        'conv_3b': 'Conv2d_3b_1x1',
+        'conv_4a': 'Conv2d_4a_3x3',
+        **{f'mixed_{level}': f'Mixed_{level}' for level in ('5b', '5c', '5d')},
+        **{f'mixed_{level}': f'Mixed_{level}' for level in ('6a', '6b', '6c', '6d', '6e')},
+        **{f'mixed_{level}': f'Mixed_{level}' for level in ('7a', '7b', '7c')},
+    },
     'embedders.OpenCLIPImagePrediction': {'open_clip': 'open_clip.model'},
     'model.DiffusionModel': {
         'network': 'model.diffusion_model',
@@ -90,7 +101,20 @@ NAMES = {
 REPEATED = ('text_model.embeddings.position_ids', 'encoder.embed_tokens.weight')
 
 
+# Attributes that are a number per channel, and in sgm one per channel of a batch of pictures: (1, c, 1, 1).
+SPREAD = {'discriminator.ActNorm': ('loc', 'factor')}
+
+
 def names_of(module: object) -> dict[str, str]:
     """The entry of a module's class, empty if sgm calls its parts as we do."""
+    return NAMES.get(_class_of(module), {})
+
+
+def spread_of(module: object) -> tuple[str, ...]:
+    """The entry of a module's class in SPREAD."""
+    return SPREAD.get(_class_of(module), ())
+
+
+def _class_of(module: object) -> str:
     kind = type(module)
-    return NAMES.get(f'{kind.__module__.rsplit(".", 1)[-1]}.{kind.__name__}', {})
+    return f'{kind.__module__.rsplit(".", 1)[-1]}.{kind.__name__}'

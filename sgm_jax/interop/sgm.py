@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from sgm_jax.errors import UserError
-from sgm_jax.interop.names import REPEATED, names_of
+from sgm_jax.interop.names import REPEATED, names_of, spread_of
 
 # What Flax's layers call their parameters, in PyTorch's words.
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight'}
@@ -21,12 +21,16 @@ _LISTED = 8
 
 
 class Entry(NamedTuple):
-    """A parameter: the name that PyTorch has for it, where it lives, and whether its axes are turned."""
+    """A parameter: the name that PyTorch has for it, where it lives, and what differs in its layout.
+
+    `turned`: its axes are in another order. `spread`: a number per channel, which sgm has as (1, c, 1, 1).
+    """
 
     name: str
     path: tuple[str | int, ...]
     variable: nnx.Variable
-    turned: bool
+    turned: bool = False
+    spread: bool = False
 
     def typed(self, array: np.ndarray) -> np.ndarray:
         """An array in the parameter's own type."""
@@ -36,19 +40,23 @@ class Entry(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         """The shape in PyTorch's layout."""
         shape = self.variable.shape
+        if self.spread:
+            return (1, *shape, 1, 1)
         return (shape[-1], shape[-2], *shape[:-2]) if self.turned else tuple(shape)
 
 
 def entries(module: nnx.Module, prefix: str = '', path: tuple = ()) -> Iterator[Entry]:
     """Every parameter and buffer of a module with its PyTorch name."""
     if isinstance(module, nnx.List):
-        children, names = enumerate(module), {}
+        children, names, spread = enumerate(module), {}, ()
     else:
-        children, names = vars(module).items(), names_of(module)
+        children, names, spread = vars(module).items(), names_of(module), spread_of(module)
     for key, child in children:
         name = names.get(key, str(key))
         if isinstance(child, nnx.Variable):
-            yield Entry(prefix + _LEAVES.get(name, name), (*path, key), child, key == 'kernel')
+            leaf = name if key in names else _LEAVES.get(name, name)
+            here = (*path, key)
+            yield Entry(prefix + leaf, here, child, turned=key == 'kernel', spread=key in spread)
         elif isinstance(child, nnx.Module):
             joined = prefix + name + ('.' if name and not name.endswith('_') else '')
             yield from entries(child, joined, (*path, key))
@@ -67,9 +75,9 @@ def _outward(entry: Entry):
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(entry.shape, value.dtype)
     array = np.asarray(value)
-    if np.issubdtype(array.dtype, np.integer):
+    if np.issubdtype(array.dtype, np.signedinteger):
         array = array.astype(np.int64)  # as PyTorch counts
-    return np.ascontiguousarray(_swap(array)) if entry.turned else array
+    return np.ascontiguousarray(_swap(array)) if entry.turned else array.reshape(entry.shape)
 
 
 def outward(array: np.ndarray, turned: bool) -> np.ndarray:
@@ -81,9 +89,10 @@ def _swap(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, (-1, -2), (0, 1))
 
 
-def inward(array: np.ndarray, turned: bool) -> np.ndarray:
-    """An array of a state dict, in our layout."""
-    return np.moveaxis(array, (0, 1), (-1, -2)) if turned else array
+def _inward(entry: Entry, array: np.ndarray) -> np.ndarray:
+    if entry.turned:
+        return np.moveaxis(array, (0, 1), (-1, -2))
+    return array.reshape(entry.variable.shape)
 
 
 def from_sgm(target: str, params: Mapping[str, Any], state_dict: Mapping[str, Any]) -> nnx.Module:
@@ -128,7 +137,7 @@ def load(
     place = place or (lambda entry, array: jnp.asarray(entry.typed(array)))
     for name, entry in wanted.items():
         if only(entry.path):
-            array = inward(np.asarray(state_dict[name]), entry.turned)
+            array = _inward(entry, np.asarray(state_dict[name]))
             entry.variable.set_value(place(entry, array))
     return module
 

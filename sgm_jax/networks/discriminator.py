@@ -56,7 +56,7 @@ class ActNorm(nnx.Module):
     def __init__(self, channels: int, *, rngs: Keys):
         self.loc = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.factor = nnx.Param(jnp.ones((channels,), jnp.float32))
-        self.initialized = Statistic(jnp.zeros((), jnp.int32))
+        self.initialized = Statistic(jnp.zeros((), jnp.uint8))
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = x.astype(jnp.float32)

@@ -1,6 +1,7 @@
 """How good a first stage is: PSNR, SSIM and LPIPS on held-out pictures, beside bicubic resizing.
 
 python -m sgm_jax.tools.evaluate --checkpoint runs/kl_f8 [--count 64] [--output sheet.png]
+    [--inception pt_inception-2015-12-05-6726825d.pth]
 
 The baseline is what a picture keeps when it is made smaller by the first stage's factor and larger again.
 """
@@ -13,6 +14,9 @@ from sgm_jax import cli
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'workdir in which a first stage was trained')
 COUNT = flags.DEFINE_integer('count', 64, 'held-out pictures', lower_bound=1)
 OUTPUT = flags.DEFINE_string('output', None, 'where to write a sheet: input, bicubic, first stage')
+INCEPTION = flags.DEFINE_string(
+    'inception', None, "pytorch-fid's weights of Inception-v3, to give the reconstructions' FID too"
+)
 
 _BATCH, _SHOWN = 16, 8
 
@@ -69,19 +73,30 @@ def _metrics():
     import jax.numpy as jnp
     from flax import nnx
 
-    from sgm_jax.engines.image_metrics import image_metrics
+    from sgm_jax.engines.image_metrics import frechet_distance, image_metrics
+    from sgm_jax.interop.inception_files import load_inception
     from sgm_jax.interop.lpips_files import load_lpips
 
     graphdef, params = nnx.split(load_lpips())
     distance = jax.jit(lambda params, a, b: nnx.merge(graphdef, params)(a, b))
     unit = lambda x: jnp.asarray(x, jnp.float32) / 127.5 - 1.0
+    features = None
+    if INCEPTION.value:
+        structure, weights = nnx.split(load_inception(INCEPTION.value))
+        run = jax.jit(lambda weights, x: nnx.merge(structure, weights)(x))
+        features = lambda x: np.concatenate(
+            [run(weights, unit(x[i : i + _BATCH])) for i in range(0, len(x), _BATCH)]
+        )
 
     def compare(x: np.ndarray, rec: np.ndarray) -> dict[str, float]:
         lpips = [
             np.asarray(distance(params, unit(x[i : i + _BATCH]), unit(rec[i : i + _BATCH])))
             for i in range(0, len(x), _BATCH)
         ]
-        return {**image_metrics(x, rec), 'lpips': float(np.concatenate(lpips).mean())}
+        found = {**image_metrics(x, rec), 'lpips': float(np.concatenate(lpips).mean())}
+        if features and len(x) > 1:
+            found['rfid'] = frechet_distance(features(x), features(rec))
+        return found
 
     return compare
 
