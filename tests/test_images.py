@@ -11,6 +11,7 @@ from sgm_jax.engines import build
 from sgm_jax.errors import UserError
 from sgm_jax.sampling import media
 from sgm_jax.sampling.load import LoadedModel
+from sgm_jax.sampling.run import run
 from sgm_jax.training.loop import train
 
 SIZE = tiny_pictures.SIZE
@@ -228,3 +229,53 @@ def test_tiny_models_train_and_are_sampled_from_their_workdirs(name, tmp_path):
     assert {x.dtype.name for x in jax.tree.leaves(half.params)} == {'bfloat16'}
     close = half.sample(prompt='coffee', seed=2).astype(int) - model.sample(prompt='coffee', seed=2)
     assert np.abs(close).mean() < 3
+
+
+def test_a_run_of_sample_py_writes_a_grid_and_its_parts(tmp_path, monkeypatch):
+    (tmp_path / 'prompts.txt').write_text('a fox\n\n  a cat  \n', encoding='utf-8')
+    monkeypatch.setattr(
+        'sgm_jax.sampling.load.load', lambda *_, **__: tiny_pictures.model('sdxl_base')
+    )
+    output = tmp_path / 'out.png'
+    wishes = dict(count=2, seed=7, steps=2, prompt=None, fps=None)
+    run(config=None, checkpoint='x', output=output, prompts=tmp_path / 'prompts.txt', **wishes)
+    names = sorted(path.name for path in tmp_path.glob('*.png'))
+    assert names == ['out-0.png', 'out-1.png', 'out-2.png', 'out-3.png', 'out.png']
+    assert media.read_image(output).shape == (2 * SIZE, 2 * SIZE, 3)
+    settings = media.read_settings(tmp_path / 'out-3.png')
+    assert (settings['prompt'], settings['seed'], settings['steps']) == ('a cat', 10, 2)
+    alone = tiny_pictures.model('sdxl_base').sample(prompt='a cat', seed=10)
+    written = media.read_image(tmp_path / 'out-3.png').astype(int)
+    assert np.abs(written - alone[0]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ('wish', 'words'),
+    [
+        (dict(prompts='nowhere.txt'), r'nowhere\.txt: cannot read prompts'),
+        (dict(prompts='empty.txt'), r'empty\.txt: no prompt in it'),
+        (dict(prompts='binary.txt'), r'binary\.txt: cannot read prompts \(not UTF-8 text\)'),
+        (dict(prompts='good.txt', prompt='a fox'), '--prompt goes without --prompts'),
+        (dict(output='out.mp4'), r'out\.mp4: pictures are written as \.png'),
+        (dict(output='out.tiff'), r'out\.tiff: videos are written as'),
+        (dict(output=''), 'give --output'),
+        (dict(image='nowhere.png'), r'nowhere\.png: no such picture'),
+        (dict(num_frames=3), "unknown key 'num_frames'"),
+        (dict(mark=True), 'invisible-watermark'),
+    ],
+)
+def test_mistakes_of_sample_py_are_named(wish, words, tmp_path, monkeypatch):
+    (tmp_path / 'empty.txt').write_text('\n \n')
+    (tmp_path / 'binary.txt').write_bytes(b'\xff\xfe\x00')
+    (tmp_path / 'good.txt').write_text('a cat\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        'sgm_jax.sampling.load.load', lambda *_, **__: tiny_pictures.model('sdxl_base')
+    )
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    wish = {'output': 'out.png', **wish}
+    if 'prompts' not in wish:
+        wish['prompt'] = 'a fox'
+    with pytest.raises(UserError, match=words):
+        run(config=None, checkpoint='x', **wish)
+    assert not list(tmp_path.glob('out*'))

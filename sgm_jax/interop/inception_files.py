@@ -1,6 +1,5 @@
 """The published weights of the Inception-v3 that FID is measured with, from a file of one's own."""
 
-import numpy as np
 from flax import nnx
 
 from sgm_jax.errors import UserError
@@ -31,6 +30,6 @@ def load_inception(path: str) -> Inception:
             if not name.startswith(_DROPPED) and not name.endswith('num_batches_tracked')
         }
         module = nnx.eval_shape(lambda: Inception(rngs=Keys(0)))
-        return sgm.load(module, needed, place=np.asarray)
+        return sgm.load(module, needed, place=lambda entry, array: entry.typed(array))
     except (UserError, TypeError, AttributeError) as error:
         raise UserError(f'{path}: {error}') from error

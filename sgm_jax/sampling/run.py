@@ -38,6 +38,8 @@ def run(
     media.check_suffix(output)
     if options.get('image'):
         media.read_image(options['image'])
+    else:
+        options.pop('image', None)  # an empty word names no picture
     if prompts:
         if options.get('prompt'):
             raise UserError('--prompt goes without --prompts; give one of the two')
