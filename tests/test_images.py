@@ -237,13 +237,14 @@ def test_a_run_of_sample_py_writes_a_grid_and_its_parts(tmp_path, monkeypatch):
         'sgm_jax.sampling.load.load', lambda *_, **__: tiny_pictures.model('sdxl_base')
     )
     output = tmp_path / 'out.png'
-    wishes = dict(count=2, seed=7, steps=2, prompt=None, fps=None)
+    wishes = dict(count=2, seed=7, steps=2, refiner='refiner', prompt=None, fps=None)
     run(config=None, checkpoint='x', output=output, prompts=tmp_path / 'prompts.txt', **wishes)
     names = sorted(path.name for path in tmp_path.glob('*.png'))
     assert names == ['out-0.png', 'out-1.png', 'out-2.png', 'out-3.png', 'out.png']
     assert media.read_image(output).shape == (2 * SIZE, 2 * SIZE, 3)
     settings = media.read_settings(tmp_path / 'out-3.png')
     assert (settings['prompt'], settings['seed'], settings['steps']) == ('a cat', 10, 2)
+    assert (settings['checkpoint'], settings['refiner']) == ('x', 'refiner')
     alone = tiny_pictures.model('sdxl_base').sample(prompt='a cat', seed=10)
     written = media.read_image(tmp_path / 'out-3.png').astype(int)
     assert np.abs(written - alone[0]).max() <= 1

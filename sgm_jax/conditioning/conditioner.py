@@ -109,6 +109,11 @@ class GeneralConditioner(nnx.Module):
                 parts.setdefault(KINDS[embedding.ndim], []).append(embedding)
         return {kind: jnp.concatenate(found, -1) for kind, found in parts.items()}
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """All entries that it reads."""
+        return frozenset(key for slot in self.slots for key in slot.keys)
+
     def tokenize(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch on the host with the tokens of its prompts in place of the prompts."""
         texts = list(self._texts())

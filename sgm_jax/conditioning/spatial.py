@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from sgm_jax.networks.autoencoder import Autoencoder, Encoder
+from sgm_jax.networks.clip import cubic, resampled
 from sgm_jax.networks.layers import Keys, conv
 from sgm_jax.networks.regularizers import DiagonalGaussian
 
@@ -66,9 +67,7 @@ class SpatialRescaler(nnx.Module):
 def resize(x: jax.Array, scale: float, method: str) -> jax.Array:
     """Images (n, h, w, c), `scale` times as large, without antialiasing but for 'area'."""
     rows, columns = (_axis(n, scale, method) for n in x.shape[1:3])
-    precise = jax.lax.Precision.HIGHEST
-    x = jnp.einsum('yh,nhwc->nywc', rows, x.astype(jnp.float32), precision=precise)
-    return jnp.einsum('xw,nywc->nyxc', columns, x, precision=precise)
+    return resampled(x, rows, columns)
 
 
 def _axis(n: int, scale: float, method: str) -> np.ndarray:
@@ -93,14 +92,7 @@ def _taps(row: int, n: int, count: int, scale: float, method: str) -> list[tuple
         left = math.floor(centre)
         return [(left, 1 - (centre - left)), (left + 1, centre - left)]
     left = math.floor(centre)
-    return [(tap, _cubic(centre - tap)) for tap in range(left - 1, left + 3)]
-
-
-def _cubic(offset: float) -> float:
-    a, d = -0.75, abs(offset)
-    if d <= 1:
-        return (a + 2) * d**3 - (a + 3) * d**2 + 1
-    return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
+    return [(tap, cubic(centre - tap)) for tap in range(left - 1, left + 3)]
 
 
 class LowScaleEncoder(nnx.Module):

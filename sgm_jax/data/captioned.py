@@ -7,7 +7,9 @@ import numpy as np
 from PIL import Image
 
 from sgm_jax.data import files
+from sgm_jax.data.records import check_split
 from sgm_jax.errors import UserError
+from sgm_jax.sampling.inputs import to_float
 from sgm_jax.sampling.media import read_image
 
 LOG = logging.getLogger(__name__)
@@ -57,8 +59,7 @@ class CaptionedPictures:
         """
         if text not in TEXTS:
             raise UserError(f'data: text is {text!r}; choose one of: {", ".join(TEXTS)}')
-        if split not in ('train', 'held_out'):
-            raise UserError(f'data: split is {split!r}; choose train or held_out')
+        check_split(split)
         if not 0 < held_out_fraction < 1:
             raise UserError(
                 f'data: held_out_fraction is {held_out_fraction}; give above 0 and below 1'
@@ -100,7 +101,7 @@ class CaptionedPictures:
         crop = crop[:, ::-1] if mirrored else crop
         pair = lambda values: np.asarray(values, np.float32)
         record = {
-            'jpg': crop.astype(np.float32) / np.float32(127.5) - np.float32(1),
+            'jpg': to_float(crop),
             'original_size_as_tuple': pair(pixels.shape[:2]),
             'crop_coords_top_left': pair(corner),
             'target_size_as_tuple': pair(self.size),

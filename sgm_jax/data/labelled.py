@@ -6,7 +6,9 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+from sgm_jax.data.records import check_split
 from sgm_jax.errors import UserError
+from sgm_jax.sampling.inputs import to_float
 
 LOG = logging.getLogger(__name__)
 DIGITS = 'digits'
@@ -41,8 +43,7 @@ class Labelled:
         Raises:
           UserError: the dataset is unknown or not prepared; the way to prepare it is named.
         """
-        if split not in ('train', 'held_out'):
-            raise UserError(f'data: split is {split!r}; choose train or held_out')
+        check_split(split)
         if min(height, width) < 1:
             raise UserError('data: height and width must be at least 1')
         self.size, self.flip, self.split = (height, width), flip and split == 'train', split
@@ -72,8 +73,7 @@ class Labelled:
             pixels = _resized(pixels, self.size)
         if rng is not None and self.flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
-        jpg = pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
-        return {'jpg': np.ascontiguousarray(jpg), 'cls': np.int32(example['label'])}
+        return {'jpg': np.ascontiguousarray(to_float(pixels)), 'cls': np.int32(example['label'])}
 
     def describe(self) -> str:
         """One line."""

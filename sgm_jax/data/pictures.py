@@ -8,8 +8,10 @@ import numpy as np
 from sgm_jax.config import build, plain
 from sgm_jax.data import files
 from sgm_jax.data.framing import Framing
+from sgm_jax.data.records import check_split
 from sgm_jax.data.videos import VideoClips
 from sgm_jax.errors import UserError
+from sgm_jax.sampling.inputs import to_float
 from sgm_jax.sampling.media import read_image
 
 LOG = logging.getLogger(__name__)
@@ -52,8 +54,7 @@ class Pictures:
         Raises:
           UserError: nothing usable at `path`, or options that make no sense.
         """
-        if split not in ('train', 'held_out'):
-            raise UserError(f'data: split is {split!r}; choose train or held_out')
+        check_split(split)
         if not 0 <= held_out_fraction < 1 or (split == 'held_out' and not held_out_fraction):
             raise UserError(
                 f'data: held_out_fraction is {held_out_fraction}; give above 0 and below 1'
@@ -101,7 +102,7 @@ class Pictures:
             frame = self._spread(pixels, part)
         else:
             frame = self.framing(pixels[None], rng if self.drawn else None)[0]
-        return {'jpg': frame.astype(np.float32) / np.float32(127.5) - np.float32(1)}
+        return {'jpg': to_float(frame)}
 
     def describe(self) -> str:
         """A few lines: how many, of what size, and what was skipped."""

@@ -4,6 +4,7 @@ import numpy as np
 
 from sgm_jax.data.motion import motion_bucket_id
 from sgm_jax.errors import UserError
+from sgm_jax.sampling.inputs import to_float
 
 
 def video_record(frames: np.ndarray, rate: float) -> dict[str, np.ndarray]:
@@ -15,10 +16,16 @@ def video_record(frames: np.ndarray, rate: float) -> dict[str, np.ndarray]:
       (`sgm_jax.data.motion`).
     """
     return {
-        'jpg': frames.astype(np.float32) / np.float32(127.5) - np.float32(1),
+        'jpg': to_float(frames),
         'fps_id': np.float32(rate - 1),
         'motion_bucket_id': np.float32(motion_bucket_id(frames)),
     }
+
+
+def check_split(split: str) -> None:
+    """Raises a UserError unless a source has this split."""
+    if split not in ('train', 'held_out'):
+        raise UserError(f'data: split is {split!r}; choose train or held_out')
 
 
 def rate_range(frame_rates: int | tuple[int, int]) -> tuple[int, int]:

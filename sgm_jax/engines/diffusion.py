@@ -27,6 +27,8 @@ from sgm_jax.errors import UserError
 from sgm_jax.parallel.compiler import jit
 
 Batch = Mapping[str, Any]
+# (cond, uncond): what the network is told in each pass; no uncond where nothing guides.
+Told = tuple[dict[str, jax.Array], dict[str, jax.Array] | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,7 +124,7 @@ class DiffusionEngine:
                 'give both the same value'
             )
         check_pixels(self.factor, *shape[-3:-1])
-        wanted = {key for slot in self.structure.shape.conditioner.slots for key in slot.keys}
+        wanted = self.structure.shape.conditioner.reads
         missing = sorted(wanted - set(self.task.makes) - set(record))
         if missing:
             raise UserError(
@@ -131,9 +133,8 @@ class DiffusionEngine:
             )
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
-        """Prompts become tokens, and what nobody reads is left out."""
-        conditioner = self.structure.shape.conditioner
-        told = conditioner.tokenize({k: v for k, v in batch.items() if k != 'jpg'})
+        """Prompts become tokens, and words that nobody reads are left out."""
+        told = self._tokenize({k: v for k, v in batch.items() if k != 'jpg'})
         told = {k: v for k, v in told.items() if np.asarray(v).dtype.kind not in 'OSU'}
         return {'jpg': batch['jpg'], **told}
 
@@ -194,13 +195,15 @@ class DiffusionEngine:
         *,
         without: Batch | None = None,
         zero: Sequence[str] | None = None,
-    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        guided: bool = True,
+    ) -> Told:
         """(cond, uncond) for a conditioner's batch; on the host.
 
         Args:
           batch: the entries that the embedders read, prompts as text.
           without: the batch of the unconditional pass, by default the same.
           zero: the entries that it does not know, by default `config.sample.zero`.
+          guided: whether there is an unconditional pass; without it uncond is None, and costs nothing.
         """
         zeroed = self.sampling.zero if zero is None else zero
         embed = lambda told, hidden: self._condition(
@@ -209,7 +212,8 @@ class DiffusionEngine:
             self._tokenize(told),
             {name: np.bool_(name in hidden) for name in self.sampling.zero},
         )
-        return embed(batch, ()), embed(batch if without is None else without, zeroed)
+        cond = embed(batch, ())
+        return cond, embed(batch if without is None else without, zeroed) if guided else None
 
     def _tokenize(self, batch: Batch) -> dict[str, Any]:
         return self.structure.shape.conditioner.tokenize(batch)
@@ -231,7 +235,7 @@ class DiffusionEngine:
         self,
         params: PyTree,
         frozen: PyTree,
-        told: tuple[dict[str, jax.Array], dict[str, jax.Array]],
+        told: Told,
         keys: jax.Array,
         *,
         size: tuple[int, int],
@@ -264,9 +268,7 @@ class DiffusionEngine:
             noise = 0.0 if noised else sigmas[0] * x
             x = (start + noise) / np.sqrt(1 + np.float32(sigmas[0]) ** 2)
         scales = sampling.guider.scales()
-        cond, uncond = told
-        uncond = None if scales is None else uncond
-        step = functools.partial(self._step(sampling.sampler), params, frozen, cond, uncond, scales)
+        step = functools.partial(self._step(sampling.sampler), params, frozen, *told, scales)
         noise = lambda call: _noise(keys, 1 + call, shape)
         return sample(sampling.sampler, step, x, sigmas, noise=noise, progress=progress)
 
@@ -364,7 +366,9 @@ class DiffusionEngine:
         z = self.sample_latents(
             params,
             frozen,
-            self.condition(params, frozen, told, without=without, zero=zero),
+            self.condition(
+                params, frozen, told, without=without, zero=zero, guided=self.sampling.guided
+            ),
             jax.random.split(sample_key, len(inputs)),
             size=inputs.shape[-3:-1],
         )

@@ -53,6 +53,11 @@ class Sampling:
         check_keys(sampling.zero, known, where='sample.zero')
         return sampling
 
+    @property
+    def guided(self) -> bool:
+        """Whether there is an unconditional pass."""
+        return self.guider.scales() is not None
+
     def with_choices(
         self,
         *,

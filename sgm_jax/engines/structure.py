@@ -67,9 +67,22 @@ class Structure:
         """Fresh (trainable, frozen) parameters; traceable."""
         return self.split(self.build(Keys(key)))[1:]
 
+    def constants(self) -> PyTree:
+        """The frozen tree, where all there is in it are constants that the config states."""
+        return jax.jit(lambda: self.init(jax.random.key(0))[1])()
+
     def merge(self, params: PyTree, frozen: PyTree) -> nnx.Module:
         """The module with these parameters, which may be held in fewer bits than its own float32."""
         return nnx.merge(self.abstract[0], *jax.tree.map(_widened, (params, frozen)))
+
+
+def has_path(tree: PyTree, path: tuple) -> bool:
+    """Whether a tree of nested dicts has something at a path."""
+    for key in path:
+        if not isinstance(tree, dict) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
 
 
 def _widened(x: jax.Array) -> jax.Array:

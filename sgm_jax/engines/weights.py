@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from sgm_jax.engines.first_stages import build_first_stage
-from sgm_jax.engines.structure import PyTree, Structure
+from sgm_jax.engines.structure import PyTree, Structure, has_path
 from sgm_jax.errors import UserError
 from sgm_jax.interop import checkpoint_files, to_sgm, workdir_files
 from sgm_jax.networks.layers import Buffer, Keys, Statistic
@@ -57,7 +57,8 @@ class Weights:
         wanted = self.structure.abstract[2]
         found = {}
         if self.first_stage_checkpoint and wanted.get(FIRST_STAGE):
-            found[FIRST_STAGE] = self._first_stage(place)
+            tree = nnx.to_pure_dict(nnx.state(self.first_stage()))
+            found[FIRST_STAGE] = jax.device_put(tree) if place else tree
         missing = {part: tree for part, tree in wanted.items() if part not in found}
         if self.checkpoint and jax.tree.leaves(missing):
             whole = self._read(trained=False, place=place)
@@ -70,8 +71,8 @@ class Weights:
                 '--config.model.first_stage_checkpoint=PATH'
             )
         if jax.tree.leaves(missing):
-            # Only the constants of 'fixed' blends are left, which the config states.
-            fresh = jax.jit(lambda key: self.structure.init(key)[1])(jax.random.key(0))
+            # Only the constants of 'fixed' blends are left.
+            fresh = self.structure.constants()
             missing = {part: fresh[part] for part in missing}
         return {**missing, **found}
 
@@ -81,7 +82,7 @@ class Weights:
         # One half at a time: the other is not even read.
         module = self.structure.module()
         frozen = self.structure.abstract[2]
-        only = lambda path: _has(frozen, path) != trained
+        only = lambda path: has_path(frozen, path) != trained
         options = {'place': place} if place else {}
         filled = checkpoint_files.read(self.checkpoint, module, only=only, **options)
         return self.structure.split(filled)[1 if trained else 2]
@@ -97,18 +98,17 @@ class Weights:
             files['first_stage_checkpoint'] = self.first_stage_checkpoint
         return dataclasses.replace(self, **files).frozen(place)
 
-    def _first_stage(self, place: Place | None) -> PyTree:
+    def first_stage(self) -> nnx.Module:
+        """What `first_stage_checkpoint` holds, as the model's first stage; on the host."""
         stage = Structure(build=lambda keys: self.structure.build(keys).first_stage)
-        module = first_stage(self.first_stage_checkpoint, stage)
-        tree = nnx.to_pure_dict(nnx.state(module))
-        return jax.device_put(tree) if place else tree
+        return first_stage(self.first_stage_checkpoint, stage)
 
     def _parts_with_weights(self) -> set[str]:
         module = self.structure.shape
         return {
             path[0]
             for path, variable in nnx.to_flat_state(nnx.state(module))
-            if not isinstance(variable, Buffer) and _has(self.structure.abstract[2], path)
+            if not isinstance(variable, Buffer) and has_path(self.structure.abstract[2], path)
         }
 
 
@@ -171,19 +171,10 @@ def untrained(structure: Structure, checkpoint: str) -> PyTree:
         raise UserError(
             'model.trained leaves out a part that needs weights; give --config.model.checkpoint=PATH'
         )
-    # Constants alone, which the config states.
-    return jax.jit(lambda: structure.init(jax.random.key(0))[1])()
+    return structure.constants()
 
 
 def _fresh(structure: Structure) -> dict[str, np.ndarray]:
     module = structure.module()
     nnx.update(module, jax.jit(lambda: nnx.state(structure.build(Keys(0))))())
     return to_sgm(module)
-
-
-def _has(tree: PyTree, path: tuple) -> bool:
-    for key in path:
-        if not isinstance(tree, dict) or key not in tree:
-            return False
-        tree = tree[key]
-    return True

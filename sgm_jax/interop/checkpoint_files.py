@@ -154,7 +154,7 @@ def read(
 
 def fill(module: nnx.Module, tensors: Mapping[str, Any], path: str, **options: Any) -> nnx.Module:
     """`sgm.load`, on the host unless `place` says otherwise, of `path`'s tensors: its errors name that."""
-    options = {'place': lambda entry, array: entry.typed(array), **options}
+    options = {'place': sgm.Entry.typed, **options}
     try:
         return sgm.load(module, tensors, **options)
     except UserError as error:

@@ -30,6 +30,6 @@ def load_inception(path: str) -> Inception:
             if not name.startswith(_DROPPED) and not name.endswith('num_batches_tracked')
         }
         module = nnx.eval_shape(lambda: Inception(rngs=Keys(0)))
-        return sgm.load(module, needed, place=lambda entry, array: entry.typed(array))
+        return sgm.load(module, needed, place=sgm.Entry.typed)
     except (UserError, TypeError, AttributeError) as error:
         raise UserError(f'{path}: {error}') from error

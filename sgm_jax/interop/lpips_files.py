@@ -47,7 +47,7 @@ def load_lpips(
     if not any(name.startswith('lin') for name in weights):
         raise UserError(f'{source} has no linear layers; name their file as well (`linear`)')
     try:
-        return sgm.load(module, weights, place=lambda entry, array: entry.typed(array))
+        return sgm.load(module, weights, place=sgm.Entry.typed)
     except UserError as error:
         both = ' and '.join(filter(None, (source, linear)))
         raise UserError(f'{both}: {error}') from error

@@ -5,13 +5,11 @@ range of bytes after the header), and the tensors. Source: the format's descript
 safetensors, whose own readers map the file, or hold all that is to be written.
 """
 
-import contextlib
 import json
 import math
-import os
 import pathlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import BinaryIO
 
 import ml_dtypes
@@ -19,6 +17,7 @@ import numpy as np
 
 from sgm_jax.errors import UserError
 from sgm_jax.interop.tensors import ByteRanges, Lazy, Tensors
+from sgm_jax.interop.whole_files import whole
 
 _DTYPES = {
     'F64': np.float64,
@@ -108,11 +107,17 @@ def write(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
         offset = end
     text = json.dumps(header, separators=(',', ':')).encode()
     text += b' ' * (-len(text) % _ALIGNED)
-    with whole(path) as file:
-        file.write(struct.pack('<Q', len(text)))
-        file.write(text)
-        for name in order:
-            _write_array(file, lazies[name], name)
+    try:
+        with whole(path) as file:
+            file.write(struct.pack('<Q', len(text)))
+            file.write(text)
+            for name in order:
+                _write_array(file, lazies[name], name)
+    except OSError as error:
+        raise UserError(
+            f'{path} could not be written ({error.strerror or error}); free some space, or choose '
+            'another place'
+        ) from error
 
 
 def _write_array(file: BinaryIO, lazy: Lazy, name: str) -> None:
@@ -120,29 +125,3 @@ def _write_array(file: BinaryIO, lazy: Lazy, name: str) -> None:
     if array.nbytes != lazy.nbytes:
         raise ValueError(f'{name} is {array.shape}, and was said to be {lazy.shape}')
     file.write(memoryview(array.reshape(-1).view(np.uint8)))
-
-
-@contextlib.contextmanager
-def whole(path: str | pathlib.Path) -> Iterator[BinaryIO]:
-    """A file to write into, which takes its place only when all of it is on the disk.
-
-    Raises:
-      UserError: it cannot be written, or the disk is full.
-    """
-    target = pathlib.Path(path)
-    part = target.with_name(f'.{target.name}.part')
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open('wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    except OSError as error:
-        raise UserError(
-            f'{target} could not be written ({error.strerror or error}); free some space, or choose '
-            'another place'
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)

@@ -32,6 +32,18 @@ class Entry(NamedTuple):
     turned: bool = False
     spread: bool = False
 
+    def outward(self, array: np.ndarray) -> np.ndarray:
+        """An array of ours in PyTorch's layout; a view."""
+        if self.turned:
+            return np.moveaxis(array, (-1, -2), (0, 1))
+        return array.reshape(self.shape)
+
+    def inward(self, array: np.ndarray) -> np.ndarray:
+        """An array of a state dict in our layout; a view."""
+        if self.turned:
+            return np.moveaxis(array, (0, 1), (-1, -2))
+        return array.reshape(self.variable.shape)
+
     def typed(self, array: np.ndarray) -> np.ndarray:
         """An array in the parameter's own type."""
         return array.astype(self.variable.dtype, copy=False)
@@ -77,22 +89,8 @@ def _outward(entry: Entry):
     array = np.asarray(value)
     if np.issubdtype(array.dtype, np.signedinteger):
         array = array.astype(np.int64)  # as PyTorch counts
-    return np.ascontiguousarray(_swap(array)) if entry.turned else array.reshape(entry.shape)
-
-
-def outward(array: np.ndarray, turned: bool) -> np.ndarray:
-    """An array of ours, in the layout of a state dict."""
-    return _swap(array) if turned else array
-
-
-def _swap(array: np.ndarray) -> np.ndarray:
-    return np.moveaxis(array, (-1, -2), (0, 1))
-
-
-def _inward(entry: Entry, array: np.ndarray) -> np.ndarray:
-    if entry.turned:
-        return np.moveaxis(array, (0, 1), (-1, -2))
-    return array.reshape(entry.variable.shape)
+    laid_out = entry.outward(array)
+    return np.ascontiguousarray(laid_out) if entry.turned else laid_out
 
 
 def from_sgm(target: str, params: Mapping[str, Any], state_dict: Mapping[str, Any]) -> nnx.Module:
@@ -137,7 +135,7 @@ def load(
     place = place or (lambda entry, array: jnp.asarray(entry.typed(array)))
     for name, entry in wanted.items():
         if only(entry.path):
-            array = _inward(entry, np.asarray(state_dict[name]))
+            array = entry.inward(np.asarray(state_dict[name]))
             entry.variable.set_value(place(entry, array))
     return module
 

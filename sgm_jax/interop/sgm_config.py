@@ -306,7 +306,6 @@ def _autoencoding(model: Mapping, root: Mapping) -> dict:
     if 'kl_weight' in loss:
         learned['regularization_weights'] = {'kl_loss': _number(loss['kl_weight'])}
     training = _training(model, own, root)
-    training['optimizer']['name'] = 'adamw'
     training['optimizer']['weight_decay'] = 0.0  # sgm's autoencoders take Adam
     training['train']['ema_decay'] = own.get('ema_decay') or 0.0
     side = _resize(root.get('data')) or 256

@@ -10,6 +10,7 @@ from typing import Any
 from sgm_jax.config import lookup
 from sgm_jax.diffusion.families import FAMILIES
 from sgm_jax.errors import UserError
+from sgm_jax.interop.targets import RUN_NETWORK, VIDEO_DECODER
 
 Node = Mapping[str, Any]
 
@@ -34,20 +35,12 @@ _DROPPED = {
     'batch2model_keys',
     'weighting_config',
 }
-_NETWORK_DROPPED = {
-    'use_fp16',
-    'legacy',
-    'num_heads_upsample',
-    'time_downup',
-    'ckpt_path',
-    'timesteps',
-    'num_video_frames',
-    'skip_video',
+# Checkpointing is a choice here, too.
+_NETWORK_DROPPED = RUN_NETWORK - {'use_checkpoint'} | {
     'spatial_transformer_attn_type',
     'use_spatial_transformer',
 }
 _NETWORKS = {'UNetModel': 'unet', 'VideoUNet': 'video_unet'}
-_VIDEO_DECODER = {'video_kernel_size', 'alpha', 'merge_strategy', 'time_mode'}
 _SLOT = ('input_key', 'input_keys', 'ucg_rate', 'legacy_ucg_value', 'is_trainable')
 
 
@@ -116,7 +109,7 @@ def first_stage(node: Node, where: str) -> dict[str, Any]:
 
 
 def _coder(own: Node, video: bool = False) -> dict[str, Any]:
-    return {k: v for k, v in own.items() if video or k not in _VIDEO_DECODER}
+    return {k: v for k, v in own.items() if video or k not in VIDEO_DECODER}
 
 
 def _regularizer(node: Node, where: str) -> dict[str, Any]:

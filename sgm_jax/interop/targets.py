@@ -21,7 +21,7 @@ from sgm_jax.networks.video_decoder import VideoDecoder
 from sgm_jax.networks.video_unet import VideoUNet
 
 # Params of the YAMLs that say how sgm runs a part, or picks one of its equivalent kernels.
-_RUN_NETWORK = {
+RUN_NETWORK = {
     'use_checkpoint',
     'use_fp16',
     'legacy',
@@ -54,7 +54,7 @@ _RUN_AUTOENCODER = {
 _RUN_EMBEDDER = {'version', 'device', 'init_device', 'freeze', 'ucg_rate'}
 
 # The temporal decoder's, which sgm's other coders take and drop: one node may serve all.
-_VIDEO = {'video_kernel_size', 'alpha', 'merge_strategy', 'time_mode'}
+VIDEO_DECODER = {'video_kernel_size', 'alpha', 'merge_strategy', 'time_mode'}
 # Between encoder and decoder, and without weights; its reading of the moments is regularizers.py's.
 _NO_WEIGHTS = {
     'torch.nn.Identity',
@@ -75,7 +75,7 @@ def build(target: str, params: Mapping[str, Any]) -> nnx.Module:
 
 def _network(module: Callable, dropped: Set[str] = frozenset(), where: str = '') -> Callable:
     def build(params: dict, rngs: Keys) -> nnx.Module:
-        options = {k: v for k, v in params.items() if k not in _RUN_NETWORK | dropped}
+        options = {k: v for k, v in params.items() if k not in RUN_NETWORK | dropped}
         return call(module, options, where=where or module.__name__, rngs=rngs)
 
     return build
@@ -98,17 +98,17 @@ def _unet(module: Callable) -> Callable:
 
 
 def _video_decoder(params: dict, rngs: Keys) -> nnx.Module:
-    own = {k: v for k, v in params.items() if k in _VIDEO}
+    own = {k: v for k, v in params.items() if k in VIDEO_DECODER}
 
     # The temporal decoder hands the image decoder's keywords on: check them where they are spelled out.
     @functools.wraps(Decoder.__init__)
     def decoder(**options):
         return VideoDecoder(**own, **options)
 
-    return _network(decoder, _VIDEO, 'VideoDecoder')(params, rngs)
+    return _network(decoder, VIDEO_DECODER, 'VideoDecoder')(params, rngs)
 
 
-_ENCODER, _DECODER = _network(Encoder, _VIDEO), _network(Decoder, _VIDEO)
+_ENCODER, _DECODER = _network(Encoder, VIDEO_DECODER), _network(Decoder, VIDEO_DECODER)
 
 
 def _autoencoder_kl(params: dict, rngs: Keys) -> nnx.Module:

@@ -261,9 +261,22 @@ def resize_antialiased(images: jax.Array, size: int, *, antialias: bool = True) 
     # kornia blurs both axes as soon as one of them shrinks.
     blur = antialias and max(height, width) > size
     rows, columns = _axis_matrix(height, size, blur), _axis_matrix(width, size, blur)
+    return resampled(images, rows, columns)
+
+
+def resampled(images: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """Images (n, h, w, c) to (n, y, x, c) by a matrix for each axis: (y, h) and (x, w)."""
     precise = jax.lax.Precision.HIGHEST
     x = jnp.einsum('yh,nhwc->nywc', rows, images.astype(jnp.float32), precision=precise)
     return jnp.einsum('xw,nywc->nyxc', columns, x, precision=precise)
+
+
+def cubic(offset: float) -> float:
+    """PyTorch's weight of a pixel that is `offset` away: cubic convolution with a = -0.75."""
+    a, d = -0.75, abs(offset)
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
 
 
 def _axis_matrix(n: int, size: int, blur: bool) -> np.ndarray:
@@ -272,19 +285,13 @@ def _axis_matrix(n: int, size: int, blur: bool) -> np.ndarray:
 
 
 def _bicubic(n: int, size: int) -> np.ndarray:
-    """(size, n): cubic convolution with a = -0.75, corners on corners, edges repeated."""
-    a = -0.75
+    """(size, n): cubic convolution, corners on corners, edges repeated."""
     matrix = np.zeros((size, n))
     positions = np.linspace(0, n - 1, size) if size > 1 else np.zeros(1)
     for row, position in enumerate(positions):
         left = math.floor(position)
         for tap in range(left - 1, left + 3):
-            d = abs(position - tap)
-            if d <= 1:
-                weight = (a + 2) * d**3 - (a + 3) * d**2 + 1
-            else:
-                weight = a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
-            matrix[row, min(max(tap, 0), n - 1)] += weight
+            matrix[row, min(max(tap, 0), n - 1)] += cubic(position - tap)
     return matrix
 
 

@@ -123,7 +123,7 @@ def sample_images(
         for part in parts:
             z = part.run(chosen, keys, z, size, total)
         last = parts[-1].model
-        chunk = decode_chunk or settings.decode_chunk or None
+        chunk = decode_chunk or settings.decode_chunk
         images = to_uint8(last.engine.decode(last.params, last.frozen, z, chunk=chunk))
         done.append(images[: len(set(chosen.tolist()))])
     return np.concatenate(done)
@@ -210,9 +210,8 @@ class _Wishes:
         return batch, without, zero
 
 
-def _read_by(model) -> set[str]:
-    slots = model.engine.structure.shape.conditioner.slots
-    return {key for slot in slots for key in slot.keys}
+def _read_by(model) -> frozenset[str]:
+    return model.engine.structure.shape.conditioner.reads
 
 
 def _class_count(model) -> int:
@@ -253,7 +252,14 @@ class _Part:
         return engine.sample_latents(
             params,
             frozen,
-            engine.condition(params, frozen, pick(batch), without=pick(without), zero=zero),
+            engine.condition(
+                params,
+                frozen,
+                pick(batch),
+                without=pick(without),
+                zero=zero,
+                guided=self.sampling.guided,
+            ),
             keys,
             size=size,
             sampling=self.sampling,

@@ -7,9 +7,7 @@ import fractions
 import io
 import json
 import math
-import os
 import pathlib
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +17,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from sgm_jax.errors import UserError
+from sgm_jax.interop.whole_files import whole
 
 VIDEO_SUFFIXES = ('.mp4', '.gif', '.webp', '.png')
 IMAGE_SUFFIXES = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP'}
@@ -229,19 +228,9 @@ def _encode_image(
 
 
 def _write_whole(path: pathlib.Path, data: bytes) -> None:
-    """Writes beside `path` first, so that a reader sees the old file or the new one, never a part."""
-    partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, 'wb') as file:
-                file.write(data)
-                file.flush()
-                # A full disk may be noticed no earlier than here.
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(path) as file:
+            file.write(data)
     except OSError as error:
         raise UserError(
             f'{path}: cannot be written ({error.strerror or error}); free some space or choose another path'

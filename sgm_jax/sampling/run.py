@@ -68,7 +68,8 @@ def run(
         _write_video(output, found[0], given.get('fps') or model.engine.sampling.fps)
     else:
         found = watermark.mark(found) if mark else found
-        settings = {'checkpoint': checkpoint, 'refiner': refiner, 'dtype': dtype, **given}
+        # The refiner's path, not the loaded model.
+        settings = {**given, 'checkpoint': checkpoint, 'refiner': refiner, 'dtype': dtype}
         _write_images(pathlib.Path(output), found, settings)
     return 0
 

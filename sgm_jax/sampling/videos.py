@@ -91,7 +91,7 @@ def sample_videos(
     z = engine.sample_latents(
         model.params,
         model.frozen,
-        engine.condition(model.params, model.frozen, batch),
+        engine.condition(model.params, model.frozen, batch, guided=sampling.guided),
         keys,
         size=size,
         sampling=sampling,

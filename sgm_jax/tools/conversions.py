@@ -5,15 +5,13 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from flax import nnx
 
 from sgm_jax.config import plain
 from sgm_jax.engines import DiffusionEngine, Engine, build
-from sgm_jax.engines.structure import Structure
-from sgm_jax.engines.weights import first_stage
+from sgm_jax.engines.structure import has_path
 from sgm_jax.errors import UserError
 from sgm_jax.interop import checkpoint_files, hub, open_tensors, sgm, workdir_files
 from sgm_jax.interop.tensors import Lazy, Tensors, held, is_float
@@ -79,10 +77,9 @@ def _of_workdir(
     part = workdir_files.PARAMS if raw else workdir_files.EMA
     module = engine.structure.module()
     nnx.update(module, workdir_files.read_ema(path, trained, part=part))
-    has = set(_paths(frozen))
     apart = []
     for entry in sgm.entries(module):
-        if entry.path in has:
+        if has_path(frozen, entry.path):
             apart.append(entry)
         else:
             yield entry.name, _outward(entry)
@@ -90,17 +87,9 @@ def _of_workdir(
         yield from _frozen(path, config, engine, base, apart)
 
 
-def _paths(tree: Any, path: tuple = ()) -> Iterator[tuple]:
-    if isinstance(tree, dict):
-        for key, node in tree.items():
-            yield from _paths(node, (*path, key))
-    else:
-        yield path
-
-
 def _outward(entry: sgm.Entry) -> Lazy:
     # A view: a tensor is laid out as PyTorch has it when it is written.
-    return held(sgm.outward(np.asarray(entry.variable.get_value()), entry.turned))
+    return held(entry.outward(np.asarray(entry.variable.get_value())))
 
 
 def _frozen(
@@ -112,8 +101,7 @@ def _frozen(
 ) -> Iterator[tuple[str, Lazy]]:
     stage = config.model.get('first_stage_checkpoint', '')
     if stage and isinstance(engine, DiffusionEngine):
-        structure = Structure(build=lambda keys: engine.structure.build(keys).first_stage)
-        for entry in sgm.entries(first_stage(stage, structure), _STAGE):
+        for entry in sgm.entries(engine.weights.first_stage(), _STAGE):
             yield entry.name, _outward(entry)
         apart = [entry for entry in apart if not entry.name.startswith(_STAGE)]
     if base and apart:
@@ -132,10 +120,8 @@ def _frozen(
                 f'{path} holds what was trained alone; {len(weights)} frozen tensors are missing, such as '
                 f'{weights[0]}; give the file that they are in with --base PATH'
             )
-        # Constants, which the config states.
         fresh = engine.structure.module()
-        key = jax.random.key(0)
-        nnx.update(fresh, jax.jit(lambda: engine.structure.init(key)[1])())
+        nnx.update(fresh, engine.structure.constants())
         names = {entry.name for entry in apart}
         for entry in sgm.entries(fresh):
             if entry.name in names:
@@ -226,12 +212,12 @@ def write_workdir(workdir: pathlib.Path, source: Source) -> None:
         )
     config.model.update(checkpoint=source.base, from_scratch=False)
     engine = build(config)
-    frozen = set(_paths(engine.structure.abstract[2]))
+    frozen = engine.structure.abstract[2]
     module = checkpoint_files.fill(
         engine.structure.module(),
         source.tensors,
         str(source.path),
-        only=lambda path: path not in frozen,
+        only=lambda path: not has_path(frozen, path),
     )
     weights = engine.structure.split(module)[1]
     open_workdir(workdir, config)

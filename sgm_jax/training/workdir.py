@@ -16,6 +16,7 @@ import ml_collections
 from sgm_jax.config import plain
 from sgm_jax.errors import UserError
 from sgm_jax.interop import hub
+from sgm_jax.interop.whole_files import whole
 from sgm_jax.interop.workdir_files import CHECKPOINTS, CONFIG, latest_step
 
 LOGS = 'logs'
@@ -52,7 +53,8 @@ def open_workdir(workdir: str | os.PathLike, config: ml_collections.ConfigDict) 
         # Until there is something to go on from, the folder is free to change its mind.
         if (path / CONFIG).is_file() and latest_step(path) is not None:
             _check_same(path, config)
-        _write_whole(path / CONFIG, json.dumps(_saved(config), indent=2) + '\n')
+        with whole(path / CONFIG) as file:
+            file.write((json.dumps(_saved(config), indent=2) + '\n').encode())
     except OSError as error:
         raise UserError(
             f'{path}: cannot be used as a workdir ({error.strerror or error}); choose another --workdir'
@@ -102,9 +104,3 @@ def _leaves(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
         return
     for key, value in items:
         yield from _leaves(value, f'{prefix}.{key}' if prefix else str(key))
-
-
-def _write_whole(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(f'.{path.name}.part')
-    partial.write_text(text)
-    os.replace(partial, path)
