@@ -34,13 +34,14 @@ class Structure:
     kinds: tuple[type, ...] = (nnx.Param,)
 
     def module(self) -> nnx.Module:
-        """The module with shapes in place of arrays."""
-        return nnx.eval_shape(lambda: self.build(Keys(0)))
+        """The module with shapes in place of arrays, to be filled."""
+        # A copy: building SDXL takes ten times as long.
+        return nnx.merge(*nnx.split(self.shape))
 
     @functools.cached_property
     def shape(self) -> nnx.Module:
-        """`module`, built once: to be looked at, not to be filled."""
-        return self.module()
+        """`module`, to be looked at, not to be filled."""
+        return nnx.eval_shape(lambda: self.build(Keys(shapes_only=True)))
 
     def split(self, module: nnx.Module) -> tuple[nnx.GraphDef, PyTree, PyTree]:
         """(structure, trainable, frozen) of a module."""

@@ -42,6 +42,17 @@ class Weights:
     first_stage_checkpoint: str = ''
     from_scratch: bool = False
 
+    def all(self, place: Place) -> tuple[PyTree, PyTree]:
+        """The trained tree and the frozen one, where `place` puts them.
+
+        Raises:
+          UserError: a part with weights has no file, or the file does not fit.
+        """
+        in_one_file = self.checkpoint and not workdir_files.is_workdir(self.checkpoint)
+        if in_one_file and not (self.first_stage_checkpoint or self.from_scratch):
+            return self.structure.split(self._filled(lambda path: True, place))[1:]
+        return self.trainable(place), self.frozen(place)
+
     def trainable(self, place: Place | None = None) -> PyTree | None:
         """The trained tree of the checkpoint, or None; on the host, unless `place` puts it elsewhere."""
         if not self.checkpoint or self.from_scratch:
@@ -80,12 +91,13 @@ class Weights:
         if workdir_files.is_workdir(self.checkpoint):
             return self._of_workdir(trained, place)
         # One half at a time: the other is not even read.
-        module = self.structure.module()
         frozen = self.structure.abstract[2]
-        only = lambda path: has_path(frozen, path) != trained
-        options = {'place': place} if place else {}
-        filled = checkpoint_files.read(self.checkpoint, module, only=only, **options)
+        filled = self._filled(lambda path: has_path(frozen, path) != trained, place)
         return self.structure.split(filled)[1 if trained else 2]
+
+    def _filled(self, only: Callable[[tuple], bool], place: Place | None) -> nnx.Module:
+        options = {'place': place} if place else {}
+        return checkpoint_files.read(self.checkpoint, self.structure.module(), only=only, **options)
 
     def _of_workdir(self, trained: bool, place: Place | None) -> PyTree:
         if trained:

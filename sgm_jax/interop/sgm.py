@@ -5,6 +5,7 @@ A state dict maps PyTorch names to numpy arrays in PyTorch's layout. Names come 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ from sgm_jax.interop.names import REPEATED, names_of, spread_of
 # What Flax's layers call their parameters, in PyTorch's words.
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight'}
 _LISTED = 8
+# More only hold more in memory: the second already waits for the first's copies.
+_READERS = 2
 
 
 class Entry(NamedTuple):
@@ -121,7 +124,8 @@ def load(
     """Fills an (abstract) module from the names of a state dict that begin with `prefix`.
 
     All names and shapes are checked; values are read for those paths that `only` holds for, and put where
-    `place` puts them: by default on the first device, in the module's own type.
+    `place` puts them: by default on the first device, in the module's own type. `place` is called from
+    threads, a tensor each: one is read while another is turned into our layout.
     """
     wanted = {prefix + entry.name: entry for entry in entries(module)}
     check_names(
@@ -133,10 +137,12 @@ def load(
         },
     )
     place = place or (lambda entry, array: jnp.asarray(entry.typed(array)))
-    for name, entry in wanted.items():
-        if only(entry.path):
-            array = entry.inward(np.asarray(state_dict[name]))
-            entry.variable.set_value(place(entry, array))
+    chosen = {name: entry for name, entry in wanted.items() if only(entry.path)}
+    read = lambda name: chosen[name].inward(np.asarray(state_dict[name]))
+    with ThreadPoolExecutor(_READERS) as readers:
+        placed = readers.map(lambda name: place(chosen[name], read(name)), chosen)
+        for entry, value in zip(chosen.values(), placed, strict=True):
+            entry.variable.set_value(value)
     return module
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from sgm_jax.networks.attention import attend
-from sgm_jax.networks.layers import Keys, conv, layer_norm, linear
+from sgm_jax.networks.layers import Keys, conv, layer_norm, linear, stack
 
 # The models that sgm names, with open_clip's values.
 ARCHITECTURES = {
@@ -120,8 +120,10 @@ class Transformer(nnx.Module):
         self, width: int, layers: int, heads: int, *, mlp_ratio: float = 4.0, **options: Any
     ):
         hidden = int(width * mlp_ratio)
-        self.resblocks = nnx.List(
-            Block(width, heads, hidden=hidden, **options) for _ in range(layers)
+        self.resblocks = stack(
+            lambda _: Block(width, heads, hidden=hidden, **options),
+            [None] * layers,
+            rngs=options['rngs'],
         )
 
     def __call__(self, x):

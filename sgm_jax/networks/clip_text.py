@@ -10,7 +10,7 @@ from flax import nnx
 
 from sgm_jax.networks.attention import attend
 from sgm_jax.networks.clip import Block, Transformer, states
-from sgm_jax.networks.layers import Keys, layer_norm, linear
+from sgm_jax.networks.layers import Keys, layer_norm, linear, stack
 
 # OpenAI's models under the names of their files, with transformers' words for their sizes.
 CLIP_TEXT = {
@@ -92,8 +92,8 @@ class CLIPTextModel(nnx.Module):
             )
         self.token_embedding = _embed(vocab_size, hidden_size, 0.02, dtype, rngs)
         self.position_embedding = _embed(max_position_embeddings, hidden_size, 0.02, dtype, rngs)
-        self.layers = nnx.List(
-            EncoderLayer(
+        self.layers = stack(
+            lambda _: EncoderLayer(
                 hidden_size,
                 num_attention_heads,
                 hidden=intermediate_size,
@@ -102,8 +102,9 @@ class CLIPTextModel(nnx.Module):
                 attention=attention,
                 dtype=dtype,
                 rngs=rngs,
-            )
-            for _ in range(num_hidden_layers)
+            ),
+            [None] * num_hidden_layers,
+            rngs=rngs,
         )
         self.final_layer_norm = layer_norm(hidden_size, dtype=dtype, rngs=rngs)
         # The vocabulary's last entry, in CLIP's own. Old config.json files say 2 and mean that one, too.

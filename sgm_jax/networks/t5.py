@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from sgm_jax.networks.attention import attend
-from sgm_jax.networks.layers import Dtype, Keys, linear
+from sgm_jax.networks.layers import Dtype, Keys, linear, stack
 
 
 def _sizes(vocab_size: int, d_model: int, d_ff: int, num_layers: int, num_heads: int) -> dict:
@@ -116,8 +116,8 @@ class T5Encoder(nnx.Module):
             embedding_init=normal(d_model**-0.5),
             rngs=rngs,
         )
-        self.blocks = nnx.List(
-            T5Block(
+        self.blocks = stack(
+            lambda _: T5Block(
                 d_model,
                 d_kv=d_kv,
                 d_ff=d_ff,
@@ -126,8 +126,9 @@ class T5Encoder(nnx.Module):
                 attention=attention,
                 dtype=dtype,
                 rngs=rngs,
-            )
-            for _ in range(num_layers)
+            ),
+            [None] * num_layers,
+            rngs=rngs,
         )
         self.final_norm = RMSNorm(d_model, epsilon=layer_norm_epsilon, dtype=dtype)
         self.max_distance = relative_attention_max_distance

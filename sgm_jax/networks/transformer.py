@@ -19,6 +19,7 @@ from sgm_jax.networks.layers import (
     fold,
     layer_norm,
     linear,
+    stack,
     timestep_embedding,
 )
 
@@ -64,8 +65,8 @@ class SpatialTransformer(nnx.Module):
         project = linear if use_linear else conv
         size = () if use_linear else (1,)
         self.proj_in = project(channels, inner, *size, dtype=dtype, rngs=rngs)
-        self.transformer_blocks = nnx.List(
-            BasicTransformerBlock(
+        self.transformer_blocks = stack(
+            lambda block_dim: BasicTransformerBlock(
                 inner,
                 heads=heads,
                 dim_head=dim_head,
@@ -75,8 +76,9 @@ class SpatialTransformer(nnx.Module):
                 attention=attention,
                 dtype=dtype,
                 rngs=rngs,
-            )
-            for block_dim in context_dims(context_dim, depth)
+            ),
+            context_dims(context_dim, depth),
+            rngs=rngs,
         )
         self.proj_out = project(inner, channels, *size, zero=True, dtype=dtype, rngs=rngs)
 
@@ -232,8 +234,8 @@ class SpatialVideoTransformer(nnx.Module):
         if use_spatial_context:
             several = isinstance(context_dim, Sequence)
             time_context_dim = context_dim[0] if several else context_dim
-        self.time_stack = nnx.List(
-            VideoTransformerBlock(
+        self.time_stack = stack(
+            lambda _: VideoTransformerBlock(
                 heads * dim_head,
                 heads=heads,
                 dim_head=dim_head,
@@ -246,8 +248,9 @@ class SpatialVideoTransformer(nnx.Module):
                 attention=attention,
                 dtype=dtype,
                 rngs=rngs,
-            )
-            for _ in range(depth)
+            ),
+            [None] * depth,
+            rngs=rngs,
         )
         self.time_pos_embed = MLP(channels, channels * 4, channels, dtype=dtype, rngs=rngs)
         self.time_mixer = AlphaBlender(merge_factor, merge_strategy)

@@ -1,9 +1,11 @@
 """A model from its files, ready to sample: `sgm_jax.load`."""
 
+import contextlib
 import dataclasses
+import gc
 import inspect
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -115,7 +117,25 @@ def load(
     Raises:
       UserError: nothing is there, it is of an unknown kind, or its tensors do not fit the config.
     """
-    path = hub.local(path)
+    with _without_collector():
+        return _load(hub.local(path), config, dtype)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Among thousands of new modules and arrays it looks for cycles again and again, and finds none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _load(
+    path: pathlib.Path, config: ml_collections.ConfigDict | str | None, dtype: str | None
+) -> LoadedModel:
     if isinstance(config, str):
         config = load_config(config)
     workdir = workdir_files.is_workdir(path)
@@ -139,10 +159,12 @@ def load(
         params = _cast(workdir_files.read_ema(path, wanted), dtype)
         frozen = jax.device_put(engine.init_frozen(jax.random.key(0), training=False))
     else:
-        # Each as soon as it is read: a file never lies in memory a second time.
-        place = lambda entry, array: jax.device_put(_held(entry.path, array, dtype))
-        params = engine.weights.trainable(place)
-        frozen = engine.weights.frozen(place)
+        # Each as soon as it is read, and waited for: a file never lies in memory a second time, and what
+        # it was read into is there for the next one.
+        place = lambda entry, array: jax.block_until_ready(
+            jax.device_put(_held(entry.path, array, dtype))
+        )
+        params, frozen = engine.weights.all(place)
     return LoadedModel(engine=engine, params=params, frozen=frozen)
 
 
