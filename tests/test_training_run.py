@@ -12,7 +12,7 @@ import tiny
 from checkpointed import state_of
 
 from sgm_jax.errors import UserError
-from sgm_jax.training import loop
+from sgm_jax.training import history, loop
 from sgm_jax.training.loop import train
 
 
@@ -36,6 +36,16 @@ def test_a_run_leaves_config_checkpoints_and_logs(run):
     assert {'loss', 'grad_norm', 'learning_rate', 'ema_decay', 'step_seconds'} <= set(names)
     pictures = [n for n in events.Tags()['tensors'] + events.Tags()['images'] if 'sample' in n]
     assert pictures == ['samples']
+
+
+def test_every_step_is_on_record(run):
+    found = history.read(run.workdir)
+    assert list(found['loss']) == list(range(1, run.result.step + 1))
+    # A warm-up of 2, one step after the other.
+    np.testing.assert_allclose(
+        list(found['learning_rate'].values()), [0, 2.5e-4, 5e-4, 5e-4], rtol=1e-6
+    )
+    assert found['step_seconds'][run.result.step] > 0
 
 
 def test_warm_up_and_average_follow_the_step(run):

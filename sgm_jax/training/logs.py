@@ -1,12 +1,13 @@
-"""What a run writes while it goes: scalars and pictures for TensorBoard, through CLU."""
+"""What a run writes while it goes: scalars and pictures for TensorBoard, through CLU, and its history."""
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from sgm_jax.sampling.media import grid, strip
+from sgm_jax.training.history import History
 from sgm_jax.training.workdir import LOGS
 
 MAX_EXAMPLES = 4
@@ -18,8 +19,9 @@ class Logs:
     Only the first process of several writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, enabled: bool = True):
+    def __init__(self, workdir: pathlib.Path, *, begin: int = 0, enabled: bool = True):
         self._writer = _make_writer(workdir / LOGS) if enabled else None
+        self._history = History(workdir, begin=begin) if enabled else None
 
     def __enter__(self) -> 'Logs':
         return self
@@ -27,11 +29,20 @@ class Logs:
     def __exit__(self, *_: object) -> None:
         if self._writer:
             self._writer.close()
+            self._history.close()
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name."""
+    def scalars(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        *,
+        each: Sequence[Mapping[str, float]] = (),
+    ) -> None:
+        """Numbers by name: `values` for TensorBoard; for the history each step's own, this one the last."""
         if self._writer:
             self._writer.write_scalars(step, dict(values))
+            rows = {step - len(each) + 1 + i: own for i, own in enumerate(each)}
+            self._history.add({**rows, step: {**values, **rows.get(step, {})}})
 
     def text(self, step: int, values: Mapping[str, str]) -> None:
         """Words by name."""

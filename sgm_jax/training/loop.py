@@ -203,7 +203,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
         else:
             state = checkpoints.restore(begin, setup.wanted, data)
             LOG.info('going on after step %d of %s', begin, workdir)
-        logs = stack.enter_context(Logs(workdir, enabled=first))
+        logs = stack.enter_context(Logs(workdir, begin=begin, enabled=first))
         painter = _Painter(setup.engine, config, options, picture_key) if first else None
         stop = stack.enter_context(StopRequest())
         bar = stack.enter_context(
@@ -223,7 +223,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
                 values = window.close(options.batch_size)
                 loss = f'loss {values["loss"]:.4f}, ' if 'loss' in values else ''
                 bar.set_postfix_str(f'{loss}{values["step_seconds"]:.2f} s/step')
-                logs.scalars(step, values)
+                logs.scalars(step, values, each=window.each)
                 _check_finite(values, step, checkpoints.latest)
             if painter and options.image_every and step % options.image_every == 0:
                 figures, pictures = painter(state, frozen)
@@ -234,7 +234,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
             if due or stop.wanted:
                 _check_finite(window.newest(), step, checkpoints.latest)
                 checkpoints.save(step, state, data)
-        window.close(options.batch_size)
+        if values := window.close(options.batch_size):
+            logs.scalars(step, values, each=window.each)
     return Result(step=step, scalars=window.last, stopped=step < options.steps)
 
 
@@ -243,6 +244,8 @@ class _Window:
 
     def __init__(self):
         self.last: dict[str, float] = {}
+        # Of the last window that was closed: what each of its steps returned.
+        self.each: list[dict[str, float]] = []
         self._scalars, self._seconds = [], collections.Counter()
         self._start = time.perf_counter()
 
@@ -272,7 +275,7 @@ class _Window:
         if not self._scalars:
             return {}
         steps = len(self._scalars)
-        found = jax.device_get(self._scalars)
+        found = self.each = jax.device_get(self._scalars)
         # What one turn logs another need not.
         names = dict.fromkeys(name for scalars in found for name in scalars)
         mean = lambda name: np.mean([scalars[name] for scalars in found if name in scalars])
