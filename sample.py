@@ -19,6 +19,7 @@ OUTPUT = flags.DEFINE_string('output', None, 'where it goes; the suffix is the f
 PROMPTS = flags.DEFINE_string('prompts', None, 'a text file with a prompt on each line')
 REFINER = flags.DEFINE_string('refiner', None, 'a checkpoint that takes the last steps')
 DTYPE = flags.DEFINE_string('dtype', None, 'float32, bfloat16 or float16, but for the first stage')
+CACHE = flags.DEFINE_bool('cache', True, 'keep compiled programs for the next start')
 WATERMARK = flags.DEFINE_bool('watermark', False, 'an invisible mark on pictures')
 OPTIONS = (
     # Pictures.
@@ -63,6 +64,7 @@ def main() -> int:
         refiner=REFINER.value,
         dtype=DTYPE.value,
         mark=WATERMARK.value,
+        keep_compiled=CACHE.value,
         **{option.name: option.value for option in OPTIONS},
     )
 

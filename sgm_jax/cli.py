@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 import ml_collections
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from sgm_jax.config import check_keys, load_config
 from sgm_jax.errors import UserError
+from sgm_jax.parallel import hosts
 from sgm_jax.parallel.host_memory import restart_with_large_pages
 from sgm_jax.training.run import STOPPED
 
@@ -31,13 +33,26 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
     show_messages()
     try:
         _parse(list(sys.argv if argv is None else argv))
-        sys.exit(main() or 0)
+        code = main() or 0
     except UserError as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(MISTAKE)
+        code = _say(error, MISTAKE)
+    except hosts.LostError as error:
+        code = _say(error, hosts.LOST)
     except KeyboardInterrupt:
-        print('error: interrupted', file=sys.stderr)
-        sys.exit(STOPPED)
+        code = _say('interrupted', STOPPED)
+        hosts.leave(hosts.LOST)
+    except Exception:
+        # The other hosts would wait for this one.
+        traceback.print_exc()
+        hosts.leave(1)
+        raise SystemExit(1) from None
+    hosts.leave(code)
+    sys.exit(code)
+
+
+def _say(error: Exception | str, code: int) -> int:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return code
 
 
 def show_messages() -> None:

@@ -1,11 +1,11 @@
 """From a source to an endless, shuffled, sharded, resumable stream of batches, with Grain.
 
 Which records are in batch i, and every number drawn for them, is a function of (seed, i) alone: not of the
-number of threads, and not of the number of hosts as long as the global batch stays the same. For the draws
-follow the position in the global order, and hosts take turns in it: host s of n has positions s, s + n, ...
+number of threads, and not of the number of hosts. For the draws follow the position in the global order, of
+which each batch is the next part, and a host reads those rows of each batch that its devices need.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
@@ -30,8 +30,7 @@ def make_iterator(
     *,
     batch_size: int,
     seed: int,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_threads: int = 2,
     prefetch: int = 4,
 ) -> grain.DatasetIterator:
@@ -39,38 +38,53 @@ def make_iterator(
 
     Args:
       config_data: `config.data`, or a source made from it by `make_source`.
-      batch_size: of this host.
+      batch_size: of all hosts together.
       seed: of the order and of everything drawn.
-      shard_index: this host's number, below `shard_count`.
-      shard_count: how many hosts share the data.
+      rows: those of each batch that this host reads, from 0; by default all of them.
       num_threads: that read batches ahead; 0 reads in the caller's thread.
       prefetch: batches kept ready.
 
     Returns:
       An iterator with `get_state` and `set_state`, which Orbax saves and restores as a checkpointable. The
-      state counts batches: it may be restored with any number of threads, and with another number of hosts
-      when the global batch is the same.
+      state counts batches: it may be restored with any number of threads, and on any host of any number of
+      hosts.
     """
     if batch_size < 1:
-        raise UserError(f'data: batch_size per host is {batch_size}; it must be at least 1')
-    if not 0 <= shard_index < shard_count:
-        raise UserError(f'data: shard_index {shard_index} is not one of {shard_count} shards')
+        raise UserError(f'data: batch_size is {batch_size}; it must be at least 1')
+    rows = range(batch_size) if rows is None else rows
+    if not rows or min(rows) < 0 or max(rows) >= batch_size:
+        raise UserError(f'data: rows {list(rows)} are not among the {batch_size} of a batch')
     source = _as_source(config_data)
+    # Rows are taken after the draws, which belong to positions in the global order.
+    examples = (
+        grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(source.record)
+    )
     return iter(
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        # Before the slice: draws belong to positions in the global order.
-        .random_map(source.record)
-        .slice(slice(shard_index, None, shard_count))
-        .batch(batch_size, drop_remainder=True)
+        _Rows(examples, rows, batch_size)
+        .batch(len(rows), drop_remainder=True)
         .to_iter_dataset(
             grain.ReadOptions(
                 num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads)
             )
         )
     )
+
+
+class _Rows(grain.MapDataset):
+    """Of each `batch_size` examples, those at `rows`."""
+
+    def __init__(self, parent: grain.MapDataset, rows: Sequence[int], batch_size: int):
+        super().__init__(parent)
+        self._examples, self._rows, self._batch_size = parent, tuple(rows), batch_size
+
+    def __len__(self) -> int:
+        return len(self._examples) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: int | slice):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, len(self._rows))
+        return self._examples[batch * self._batch_size + self._rows[row]]
 
 
 def held_out_batch(config_data: Mapping | Source, n: int) -> Batch:

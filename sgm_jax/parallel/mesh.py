@@ -90,6 +90,12 @@ def check_batch(batch_size: int, mesh: jax.sharding.Mesh) -> None:
         )
 
 
+def rows(batch_size: int, mesh: jax.sharding.Mesh) -> list[int]:
+    """Which rows of a global batch the devices of this host hold, in the order of `put_batch`."""
+    held = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (part,) in held for row in range(batch_size)[part]})
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """The part of a global batch that this host has read, on the devices."""
     sharding = over_batch(mesh)

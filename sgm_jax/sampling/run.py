@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sgm_jax.errors import UserError
+from sgm_jax.parallel import cache
 from sgm_jax.sampling import media, watermark
 from sgm_jax.sampling.inputs import read_prompts
 
@@ -24,6 +25,7 @@ def run(
     refiner: str | None = None,
     dtype: str | None = None,
     mark: bool = False,
+    keep_compiled: bool = True,
     **options: Any,
 ) -> int:
     """Loads, samples, writes. `options` are `LoadedModel.sample`'s; None stands for the config's value.
@@ -46,6 +48,7 @@ def run(
         options['prompt'] = read_prompts(prompts)
     if mark:
         watermark.check_installed()
+    cache.keep_compiled(keep_compiled)
     from sgm_jax.sampling.load import load
 
     model = load(checkpoint, config, dtype=dtype)

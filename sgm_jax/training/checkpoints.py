@@ -1,21 +1,30 @@
 """Checkpoints of exactly the trained state, with Orbax: written beside the run, whole or not at all.
 
-One checkpointable per part, so that sampling reads `ema_params` alone.
+One checkpointable per part, so that sampling reads `ema_params` alone. With several hosts each writes its
+part of the arrays into the one folder that all of them see, and saving and restoring wait for all.
 """
 
+import asyncio
+import json
 import logging
 import pathlib
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import Any
 
 import grain
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from sgm_jax.errors import UserError
 from sgm_jax.interop.workdir_files import CHECKPOINTS, EMA, PARAMS, PROGRESS, check_fits, damaged
+from sgm_jax.parallel import hosts
 from sgm_jax.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
+# Seconds that a host waits for the others' parts of a checkpoint, before the run ends.
+TIMEOUT = 600
+_POSITION = 'position.json'
 
 
 class Checkpoints:
@@ -28,6 +37,7 @@ class Checkpoints:
         # What a killed process left half written has a temporary name, and goes now.
         self._orbax = ocp.training.Checkpointer(
             self.folder,
+            context=ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=TIMEOUT)),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
@@ -41,6 +51,8 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None and jax.process_count() > 1:
+            return  # the others may be gone: what is not complete by now is removed at the next start
         try:
             self._orbax.close()
         except Exception as late:
@@ -65,6 +77,8 @@ class Checkpoints:
             if self.latest != step:
                 self._orbax.save_checkpointables_async(step, _parts(state, data), force=True)
         except (OSError, ValueError, RuntimeError) as error:
+            if hosts.is_lost(error):
+                raise
             raise _unwritable(self.folder, error) from error
 
     def restore(self, step: int, wanted: TrainState, data: grain.DatasetIterator) -> TrainState:
@@ -89,7 +103,40 @@ def _parts(state: TrainState, data: grain.DatasetIterator) -> dict[str, Any]:
             'adversary': state.adversary,
             'adversary_opt_state': state.adversary_opt_state,
         }
-    return {PARAMS: state.params, EMA: state.ema_params, PROGRESS: progress, 'data': data}
+    position = _Position(data)
+    return {PARAMS: state.params, EMA: state.ema_params, PROGRESS: progress, 'data': position}
+
+
+class _Position:
+    """Where the data are, as a part of a checkpoint: the number of batches, the same for any number of hosts.
+
+    Grain's own way of saving has a file for each process, and reads that of as many processes only.
+    """
+
+    def __init__(self, data: grain.DatasetIterator):
+        self._data = data
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        # Now, not in the background: the training goes on.
+        state = json.dumps(self._data.get_state())
+
+        async def write() -> None:
+            folder = await directory.await_creation()
+            if jax.process_index() == 0:
+                await asyncio.to_thread((folder / _POSITION).write_text, state)
+
+        return write()
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        async def read() -> None:
+            # Before there were several hosts, Grain wrote process_0-of-1.json.
+            names = (_POSITION, 'process_0-of-1.json')
+            found = [path for path in (directory / name for name in names) if path.exists()]
+            if not found:
+                raise ValueError(f'{directory} has no {_POSITION}')
+            self._data.set_state(json.loads(await asyncio.to_thread(found[0].read_text)))
+
+        return read()
 
 
 def _unwritable(folder: pathlib.Path, error: Exception) -> UserError:

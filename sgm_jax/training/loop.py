@@ -22,10 +22,13 @@ from sgm_jax.engines import Engine
 from sgm_jax.engines import build as build_engine
 from sgm_jax.errors import UserError
 from sgm_jax.interop.workdir_files import read_ema, weights_alone
+from sgm_jax.parallel import agreement
 from sgm_jax.parallel import mesh as meshes
+from sgm_jax.training import report
 from sgm_jax.training.checkpoints import Checkpoints
-from sgm_jax.training.logs import MAX_EXAMPLES, Logs
+from sgm_jax.training.logs import Logs
 from sgm_jax.training.optimizers import make_optimizer, make_schedule, scaled
+from sgm_jax.training.painter import Painter
 from sgm_jax.training.state import Average, Optimizers, TrainState, abstract
 from sgm_jax.training.step import first_players, make_init, make_step, start_from
 from sgm_jax.training.stop import StopRequest
@@ -178,10 +181,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
     source = pipeline.make_source(config.data)
     data = pipeline.make_iterator(
         source,
-        batch_size=options.batch_size // jax.process_count(),
+        batch_size=options.batch_size,
         seed=config.seed,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        rows=meshes.rows(options.batch_size, mesh),
     )
     setup.engine.check(source.record(0, None))
     workdir = open_workdir(workdir, config)
@@ -189,12 +191,17 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
     LOG.info('%s', pipeline.describe(source))
 
     whole = meshes.replicated(mesh)
-    key = jax.random.key(config.seed)
-    init_key, step_key, picture_key = (jax.device_put(k, whole) for k in jax.random.split(key, 3))
+    keys = jax.random.split(jax.random.key(config.seed), 3)
+    init_key, step_key = (agreement.place(key, whole) for key in keys[:2])
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=options.keep))
         begin = checkpoints.latest
-        frozen = jax.device_put(setup.engine.init_frozen(init_key), whole)
+        agreement.check_same(
+            'the newest checkpoint',
+            f'{workdir} at step {begin}',
+            '--workdir must be one folder that all hosts share',
+        )
+        frozen = agreement.place(setup.engine.init_frozen(keys[0]), whole)
         if begin is None:
             state, begin = setup.first_state(init_key), 0
         elif weights_alone(workdir, begin):
@@ -204,36 +211,43 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
             state = checkpoints.restore(begin, setup.wanted, data)
             LOG.info('going on after step %d of %s', begin, workdir)
         logs = stack.enter_context(Logs(workdir, begin=begin, enabled=first))
-        painter = _Painter(setup.engine, config, options, picture_key) if first else None
+        if first:
+            report.log(mesh, state, frozen)
+        # On each host: the work is the same, and none waits for another.
+        painter = Painter(setup.engine, config, mesh, keys[2]) if options.image_every else None
         stop = stack.enter_context(StopRequest())
+        stopping = agreement.Stop(mesh)
+        stopped = False
         bar = stack.enter_context(
             tqdm(total=options.steps, initial=begin, desc='train', unit='step', disable=not first)
         )
         window = _Window()
         put = lambda batch: meshes.put_batch(setup.engine.prepare(batch), mesh)
         step = begin
-        while step < options.steps and not stop.wanted:
+        while step < options.steps and not stopped:
             batch = window.timed('data_wait', lambda: put(next(data)))
             turn = setup.engine.turn(step)
             state, scalars = setup.step(turn, state, frozen, batch, step_key)
             step += 1
             window.add(scalars)
             bar.update()
+            stopped = stopping.agreed(stop.wanted)
             if step % options.log_every == 0 or step == options.steps:
                 values = window.close(options.batch_size)
                 loss = f'loss {values["loss"]:.4f}, ' if 'loss' in values else ''
                 bar.set_postfix_str(f'{loss}{values["step_seconds"]:.2f} s/step')
                 logs.scalars(step, values, each=window.each)
                 _check_finite(values, step, checkpoints.latest)
-            if painter and options.image_every and step % options.image_every == 0:
+            if painter and step % options.image_every == 0:
                 figures, pictures = painter(state, frozen)
                 logs.scalars(step, figures)
                 logs.pictures(step, pictures)
                 window.restart_clock()
             due = step % options.checkpoint_every == 0 or step == options.steps
-            if due or stop.wanted:
+            if due or stopped:
                 _check_finite(window.newest(), step, checkpoints.latest)
                 checkpoints.save(step, state, data)
+        stopping.settle()
         if values := window.close(options.batch_size):
             logs.scalars(step, values, each=window.each)
     return Result(step=step, scalars=window.last, stopped=step < options.steps)
@@ -290,32 +304,6 @@ class _Window:
         self.restart_clock()
         self.last = values
         return values
-
-
-class _Painter:
-    """Draws the pictures of a step, always from the same held-out examples and noise."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        config: ml_collections.ConfigDict,
-        options: Options,
-        key: jax.Array,
-    ):
-        self.engine, self.key = engine, key
-        self.batch = None
-        if options.image_every:
-            source = pipeline.make_source(config.data, split='held_out')
-            count = min(MAX_EXAMPLES, options.batch_size, len(source))
-            self.batch = pipeline.held_out_batch(source, count)
-
-    def __call__(
-        self, state: TrainState, frozen: Any
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Figures and pictures, by name."""
-        averaged = (state.ema_params, frozen, self.batch)
-        pictures = self.engine.pictures(*averaged, self.key, players=state.players)
-        return self.engine.metrics(*averaged), pictures
 
 
 def _check_finite(values: Mapping[str, float], step: int, saved: int | None) -> None:

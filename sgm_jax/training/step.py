@@ -9,6 +9,7 @@ import optax
 
 from sgm_jax.engines import Engine
 from sgm_jax.engines.protocol import Players
+from sgm_jax.parallel import agreement
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.parallel.compiler import jit
 from sgm_jax.training.optimizers import steps_taken
@@ -39,7 +40,7 @@ def start_from(
     params: PyTree, engine: Engine, optimizers: Optimizers, wanted: TrainState, key: jax.Array
 ) -> TrainState:
     """The first state around parameters that are on the host."""
-    placed = jax.tree.map(jax.device_put, params, meshes.shardings(wanted.params))
+    placed = agreement.place(params, meshes.shardings(wanted.params))
     start = jit(
         lambda params, key: fresh(first_players(engine, key).replace(params=params), optimizers),
         out_shardings=meshes.shardings(wanted),

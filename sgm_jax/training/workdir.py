@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import ml_collections
 
 from sgm_jax.config import plain
@@ -18,6 +19,7 @@ from sgm_jax.errors import UserError
 from sgm_jax.interop import hub
 from sgm_jax.interop.whole_files import whole
 from sgm_jax.interop.workdir_files import CHECKPOINTS, CONFIG, latest_step
+from sgm_jax.parallel import agreement
 
 LOGS = 'logs'
 # What may differ when a run is taken up again: how long, how often, where the files and the devices are.
@@ -43,9 +45,14 @@ _SHOWN = 5
 def open_workdir(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> pathlib.Path:
     """The folder of a run, made if it is new; its config.json is that of the newest start.
 
+    Of several processes the first writes; the others go on when it has.
+
     Raises:
-      UserError: it is another run's, or cannot be written.
+      UserError: it is another run's, or cannot be written; or processes have different configs.
     """
+    agreement.check_same(
+        'the config', json.dumps(_saved(config)), 'give the same flags on all hosts'
+    )
     path = pathlib.Path(workdir).expanduser().resolve()
     try:
         for folder in (path, path / CHECKPOINTS, path / LOGS):
@@ -53,12 +60,14 @@ def open_workdir(workdir: str | os.PathLike, config: ml_collections.ConfigDict) 
         # Until there is something to go on from, the folder is free to change its mind.
         if (path / CONFIG).is_file() and latest_step(path) is not None:
             _check_same(path, config)
-        with whole(path / CONFIG) as file:
-            file.write((json.dumps(_saved(config), indent=2) + '\n').encode())
+        if jax.process_index() == 0:
+            with whole(path / CONFIG) as file:
+                file.write((json.dumps(_saved(config), indent=2) + '\n').encode())
     except OSError as error:
         raise UserError(
             f'{path}: cannot be used as a workdir ({error.strerror or error}); choose another --workdir'
         ) from error
+    agreement.wait_for_all('the workdir is open')
     return path
 
 

@@ -1,0 +1,57 @@
+"""Compiled programs, kept from one process to the next."""
+
+import logging
+import os
+import pathlib
+import platform
+import zlib
+from collections.abc import Mapping
+
+LOG = logging.getLogger(__name__)
+# JAX reads this one itself; ours is the folder of all that the package keeps.
+OWN, OURS = 'JAX_COMPILATION_CACHE_DIR', 'SGM_CACHE'
+
+
+def folder(variables: Mapping[str, str] = os.environ) -> pathlib.Path:
+    """Where: $SGM_CACHE/xla, or ~/.cache/sgm_jax/xla; below it one for each kind of processor."""
+    base = variables.get(OURS)
+    if not base:
+        home = variables.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+        base = pathlib.Path(home) / 'sgm_jax'
+    return pathlib.Path(base).expanduser() / 'xla' / _processor()
+
+
+def keep_compiled(wanted: bool = True) -> pathlib.Path | None:
+    """Turns the cache on, before anything is compiled; the folder, or None where there is no cache.
+
+    Compiling the training step of a large model takes minutes, reading it takes seconds. A folder that
+    $JAX_COMPILATION_CACHE_DIR names is JAX's own affair. One that cannot be written is said, and no more.
+    """
+    import jax
+
+    if not wanted:
+        jax.config.update('jax_enable_compilation_cache', False)
+        return None
+    if jax.config.jax_compilation_cache_dir:
+        return pathlib.Path(jax.config.jax_compilation_cache_dir)
+    try:
+        path = folder()
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(13, 'not writable', str(path))
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        LOG.info('compiled programs are not kept (%s); set %s to a folder', error, OURS)
+        return None
+    jax.config.update('jax_compilation_cache_dir', str(path))
+    return path
+
+
+def _processor() -> str:
+    """JAX's key does not have the CPU's instructions, and homes are shared between machines."""
+    told = platform.machine()
+    try:
+        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    flags = next((line for line in lines if line.startswith(('flags', 'Features'))), lines[0])
+    return f'{told}-{zlib.crc32(flags.encode()):08x}'

@@ -1,0 +1,70 @@
+"""What a run says of itself before its first step: devices, parameters, memory."""
+
+import logging
+import math
+from typing import Any
+
+import jax
+
+from sgm_jax.training.state import TrainState
+
+PyTree = Any
+LOG = logging.getLogger(__name__)
+
+
+def log(mesh: jax.sharding.Mesh, state: TrainState, frozen: PyTree) -> None:
+    """Says it."""
+    for line in lines(mesh, state, frozen):
+        LOG.info('%s', line)
+
+
+def lines(mesh: jax.sharding.Mesh, state: TrainState, frozen: PyTree) -> list[str]:
+    """Arrays, or shapes with shardings, of a state and its frozen parts."""
+    axes = ', '.join(f'{name}={size}' for name, size in mesh.shape.items())
+    device = mesh.devices.flat[0]
+    said = [
+        f'mesh: {axes}; {mesh.size} devices ({device.device_kind}) in {jax.process_count()} '
+        f'process{"es" if jax.process_count() > 1 else ""}'
+    ]
+    parts = {f'{name} (trained)': tree for name, tree in state.params.items()}
+    if state.adversary is not None:
+        parts['discriminator (trained)'] = state.adversary.params
+    parts |= {f'{name} (frozen)': tree for name, tree in frozen.items()}
+    counts = {name: parameters(tree) for name, tree in parts.items()}
+    said.append(
+        'parameters: '
+        + ', '.join(f'{name} {_millions(count)}' for name, count in counts.items() if count)
+    )
+    held = {
+        'parameters': (state.params, state.adversary),
+        'average': state.ema_params,
+        'optimizer': (state.opt_state, state.adversary_opt_state),
+        'frozen': frozen,
+    }
+    sizes = {name: bytes_per_device(tree) for name, tree in held.items()}
+    said.append(
+        f'per device: {_size(sum(sizes.values()))} of state ('
+        + ', '.join(f'{name} {_size(size)}' for name, size in sizes.items() if size)
+        + '), besides activations'
+    )
+    return said
+
+
+def parameters(tree: PyTree) -> int:
+    """How many numbers."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def bytes_per_device(tree: PyTree) -> int:
+    """What one device holds of arrays, or of shapes with shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def _millions(count: int) -> str:
+    return f'{count / 1e6:.1f} M' if count >= 1e5 else str(count)
+
+
+def _size(count: int) -> str:
+    return f'{count / 2**30:.2f} GiB' if count >= 2**27 else f'{count / 2**20:.1f} MiB'
