@@ -30,7 +30,7 @@ COORDINATOR, PROCESSES, PROCESS = (
     'JAX_PROCESS_ID',
 )
 # Seconds: JAX's own 100 would let a run hang for longer than a minute after a host was lost.
-HEARTBEAT, SHUTDOWN = 30, 60
+HEARTBEAT, SHUTDOWN = 45, 60
 AGAIN = 'the same command on all hosts goes on from the newest complete checkpoint'
 
 

@@ -35,9 +35,11 @@ class Checkpoints:
             raise UserError(f'train.keep is {keep}; give 1 or more')
         self.folder = workdir / CHECKPOINTS
         # What a killed process left half written has a temporary name, and goes now.
+        patience = ocp.Context()
+        patience.asynchronous.timeout_secs = TIMEOUT
         self._orbax = ocp.training.Checkpointer(
             self.folder,
-            context=ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=TIMEOUT)),
+            context=patience,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )

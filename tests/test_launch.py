@@ -1,0 +1,126 @@
+"""The launchers, by their dry runs: the exact commands that they would run."""
+
+import pathlib
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+LAUNCH = pathlib.Path(__file__).resolve().parents[1] / 'launch'
+TRAIN = ['--config', 'configs/svd.py:xt', '--workdir', '/runs/a "b"']
+
+
+def launch(script: str, *words: str, train: list[str] = TRAIN) -> subprocess.CompletedProcess:
+    line = [LAUNCH / script, *words, '--dry-run', '--', *train]
+    return subprocess.run(line, capture_output=True, text=True, timeout=60)
+
+
+def commands(script: str, *words: str) -> list[list[str]]:
+    """What would be run, as a shell would split it."""
+    done = launch(script, *words)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def test_a_slice_is_made_and_all_its_machines_train():
+    made, trained = commands(
+        'tpu_gcloud.sh', '--name=s', '--zone', 'us-east5-a', '--create=v5p-64', '--runtime=r'
+    )
+    assert made[:6] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'create', 's']
+    assert made[6:] == ['--zone=us-east5-a', '--accelerator-type=v5p-64', '--version=r']
+    assert trained[:8] == [*made[:4], 'ssh', 's', '--zone=us-east5-a', '--worker=all']
+    # What the machines' shells make of it.
+    remote = shlex.split(trained[8].removeprefix('--command='))
+    assert remote == ['cd', 'sgm_jax', '&&', '.venv/bin/python', 'train.py', *TRAIN]
+
+
+def test_a_slice_that_is_there_is_not_made():
+    assert len(commands('tpu_gcloud.sh', '--name=s', '--zone=z', '--project=p')) == 1
+
+
+def test_xpk_gets_the_command_and_restarts():
+    (line,) = commands(
+        'tpu_xpk.sh', '--name=svd', '--cluster=c', '--tpu-type=v5p-64', '--image=i', '--slices=2'
+    )
+    assert line[:3] == ['xpk', 'workload', 'create']
+    flags = dict(word.split('=', 1) for word in line[3:])
+    assert flags['--num-slices'] == '2'
+    assert flags['--max-restarts'] == '3'
+    assert shlex.split(flags['--command']) == ['python', 'train.py', *TRAIN]
+
+
+def test_slurm_has_a_task_for_each_gpu_and_goes_on_after_its_time():
+    (line,) = commands('slurm.sh', '--nodes=4', '--gpus=8', '--partition=p')
+    assert line[0] == 'sbatch'
+    assert {'--nodes=4', '--ntasks-per-node=8', '--gpus-per-node=8', '--partition=p'} <= set(line)
+    assert '--signal=TERM@120' in line
+    job = line[-1].removeprefix('--wrap=')
+    assert shlex.split(job.split(';')[0])[2:] == ['.venv/bin/python', 'train.py', *TRAIN]
+    # The job's own shell: of tasks that were stopped, it asks to be run again.
+    fakes = 'srun() { return 130; }; scontrol() { echo "$@"; }; SLURM_JOB_ID=7'
+    done = subprocess.run(['bash', '-c', f'{fakes}\n{job}'], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, 'requeue 7\n')
+
+
+def test_slurm_without_gpus_has_a_task_for_each_node():
+    (line,) = commands('slurm.sh', '--nodes=2', '--gpus=0')
+    assert '--ntasks-per-node=1' in line
+    assert not [word for word in line if word.startswith('--gpus')]
+
+
+def test_processes_of_one_machine_share_its_gpus():
+    (alone,) = commands('multi_gpu.sh')
+    assert alone[:2] == ['env', 'CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7']
+    assert alone[3:] == ['.venv/bin/python', 'train.py', *TRAIN]
+    lines = commands('multi_gpu.sh', '--gpus=4', '--processes=2')
+    assert [line[1] for line in lines] == [f'CUDA_VISIBLE_DEVICES={ids}' for ids in ('0,1', '2,3')]
+    for index, line in enumerate(lines):
+        told = ['--coordinator=127.0.0.1:12321', '--num_processes=2', f'--process_id={index}']
+        assert line[-3:] == told
+
+
+def test_kubernetes_numbers_its_pods():
+    words = ('--name=svd', '--image=r.io/a&b:1', '--nodes=2', '--gpus=4', '--claim=disk')
+    done = launch('kubernetes.sh', *words)
+    assert done.returncode == 0, done.stderr
+    first, *text, last = done.stdout.splitlines()
+    assert first == "kubectl apply --namespace=default -f - <<'END'"
+    assert last == 'END'
+    service, job = yaml.safe_load_all('\n'.join(text))
+    assert service['spec']['clusterIP'] == 'None'
+    assert service['metadata']['name'] == job['spec']['template']['spec']['subdomain'] == 'svd'
+    spec = job['spec']
+    assert (spec['completionMode'], spec['completions'], spec['parallelism']) == ('Indexed', 2, 2)
+    (container,) = spec['template']['spec']['containers']
+    assert container['image'] == 'r.io/a&b:1'
+    assert container['command'] == ['python', 'train.py', *TRAIN]
+    assert container['resources']['limits'] == {'nvidia.com/gpu': 4}
+    told = {entry['name']: entry.get('value') for entry in container['env']}
+    assert told['JAX_COORDINATOR_ADDRESS'] == 'svd-0.svd:12321'
+    assert told['JAX_NUM_PROCESSES'] == '2'
+    assert 'JAX_PROCESS_ID' in told
+
+
+@pytest.mark.parametrize(
+    ('script', 'words', 'message'),
+    [
+        ('slurm.sh', ['--node=2'], 'unknown flag --node; known: --nodes'),
+        ('slurm.sh', [], 'give --nodes'),
+        ('tpu_gcloud.sh', ['--name=s'], 'give --zone'),
+        ('tpu_gcloud.sh', ['--name=s', '--zone=z', '--create=v5p-64'], 'give --runtime'),
+        ('multi_gpu.sh', ['--gpus=8', '--processes=3'], '--gpus is 8, which --processes 3 does'),
+        ('kubernetes.sh', ['more'], 'unexpected more'),
+    ],
+)
+def test_mistakes_are_one_line(script, words, message):
+    done = launch(script, *words)
+    assert done.returncode == 2
+    assert done.stderr.count('\n') == 1
+    assert done.stderr.startswith(f'error: {message}')
+
+
+def test_a_workdir_is_asked_for():
+    done = launch('slurm.sh', '--nodes=2', train=['--config=configs/svd.py'])
+    assert done.returncode == 2
+    assert "give train.py's flags after --" in done.stderr
