@@ -23,6 +23,8 @@ def _compile_once(tmp_path_factory):
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if 'PYTEST_XDIST_WORKER' in os.environ else shared
     jax.config.update('jax_compilation_cache_dir', str(shared / 'compiled'))
+    # Processes that tests start keep what they compile there too, never in the home folder.
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(shared / 'compiled'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 

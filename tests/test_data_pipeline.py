@@ -72,13 +72,13 @@ def test_two_hosts_share_one_hosts_batches():
     source = pipeline.make_source(CLIPS)
     alone = _take(pipeline.make_iterator(source, batch_size=4, seed=2), 7)
     hosts = [
-        _take(pipeline.make_iterator(source, batch_size=2, seed=2, shard_index=s, shard_count=2), 7)
-        for s in range(2)
+        _take(pipeline.make_iterator(source, batch_size=4, seed=2, rows=rows), 7)
+        for rows in ([0, 1], [2, 3])
     ]
     for whole, first, second in zip(alone, *hosts, strict=True):
         for key in whole:
-            np.testing.assert_array_equal(whole[key][0::2], first[key])
-            np.testing.assert_array_equal(whole[key][1::2], second[key])
+            np.testing.assert_array_equal(whole[key][:2], first[key])
+            np.testing.assert_array_equal(whole[key][2:], second[key])
 
 
 class _Indices:
@@ -108,10 +108,8 @@ def test_an_epoch_is_every_record_once_reshuffled_and_redrawn():
 
 def test_shards_of_an_epoch_are_disjoint_and_complete():
     shards = [
-        next(
-            pipeline.make_iterator(_Indices(), batch_size=5, seed=0, shard_index=s, shard_count=2)
-        )['index']
-        for s in range(2)
+        next(pipeline.make_iterator(_Indices(), batch_size=10, seed=0, rows=rows))['index']
+        for rows in (range(5), range(5, 10))
     ]
     assert sorted(np.concatenate(shards)) == list(range(10))
 
@@ -136,7 +134,7 @@ def test_describe_says_what_there_is():
     ('options', 'message'),
     [
         (dict(batch_size=0), 'batch_size'),
-        (dict(batch_size=1, shard_index=2, shard_count=2), 'shard_index 2'),
+        (dict(batch_size=2, rows=[2]), 'rows .2. are not among the 2 of a batch'),
     ],
 )
 def test_wrong_numbers(options, message):

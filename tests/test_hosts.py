@@ -1,0 +1,199 @@
+"""Several processes: who joins whom, that two train to the numbers of one, and what ends all of them."""
+
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import processes
+import pytest
+import tiny
+from checkpointed import state_of
+
+from sgm_jax.errors import UserError
+from sgm_jax.interop.workdir_files import latest_step
+from sgm_jax.parallel import hosts
+from sgm_jax.training.loop import train
+
+TRAIN = dict(batch_size=8, steps=4, log_every=1, checkpoint_every=1, keep=9)
+MESH = {'data': 2, 'fsdp': 4}
+FLAGS = dict(coordinator='10.0.0.1:1234', processes=2, process=1)
+SLURM = dict(
+    SLURM_JOB_ID='7',
+    SLURM_STEP_NODELIST='n[1-2]',
+    SLURM_LOCALID='0',
+    SLURM_NTASKS='2',
+    SLURM_PROCID='1',
+)
+MPI = dict(OMPI_COMM_WORLD_SIZE='4', OMPI_COMM_WORLD_RANK='3')
+
+
+@pytest.mark.parametrize(
+    ('flags', 'variables', 'found'),
+    [
+        ({}, {}, None),
+        (FLAGS, {}, ('10.0.0.1:1234', 2, 1)),
+        ({**FLAGS, 'processes': 1, 'process': 0}, {}, None),
+        ({}, SLURM, (None, 2, 1)),
+        ({}, {**SLURM, 'SLURM_NTASKS': '1'}, None),
+        ({}, {'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2', 'SLURM_PROCID': '0'}, None),
+        ({}, {**MPI, 'OMPI_MCA_orte_hnp_uri': '1.0;tcp://10.0.0.1:3'}, (None, 4, 3)),
+        ({'coordinator': 'head:1'}, MPI, ('head:1', 4, 3)),
+        (
+            {'process': 2},
+            {'JAX_COORDINATOR_ADDRESS': 'head:1', 'JAX_NUM_PROCESSES': '3', 'JAX_PROCESS_ID': '0'},
+            ('head:1', 3, 2),
+        ),
+    ],
+)
+def test_who_joins_whom(flags, variables, found):
+    launch = hosts.find(**flags, variables={'JAX_PLATFORMS': 'cpu', **variables})
+    got = launch and (launch.coordinator, launch.processes, launch.process)
+    assert got == found
+
+
+@pytest.mark.parametrize(
+    ('change', 'variables', 'words'),
+    [
+        (dict(process=None), {}, 'without --process_id I; several hosts need all three'),
+        (dict(coordinator=None), {}, '--num_processes 2, --process_id 1 without --coordinator'),
+        (dict(process=2), {}, 'is 2 and --num_processes 2; processes are numbered from 0 to 1'),
+        (dict(coordinator='head'), {}, "--coordinator is 'head'; give HOST:PORT"),
+        (dict(process=None), {'JAX_PROCESS_ID': 'x'}, "JAX_PROCESS_ID is 'x'; give a whole number"),
+        (dict.fromkeys(FLAGS), MPI, 'Open MPI started 4 processes and does not say where'),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(change, variables, words):
+    with pytest.raises(UserError, match=words):
+        hosts.find(**{**FLAGS, **change}, variables={'JAX_PLATFORMS': 'cpu', **variables})
+
+
+@pytest.mark.parametrize(
+    ('process', 'code', 'words'),
+    [
+        (1, 2, 'process 1 of 2: nobody answers at --coordinator 127.0.0.1:{port} within 2 s'),
+        (0, hosts.LOST, 'process 0 of 2: fewer than 2 processes came to 127.0.0.1:{port} within 2'),
+    ],
+)
+def test_fewer_processes_than_asked(process, code, words, tmp_path):
+    port = processes.free_port()
+    told = [f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={process}']
+    done = subprocess.run(
+        [
+            processes.sys.executable,
+            'train.py',
+            '--config=configs/svd.py:tiny',
+            f'--workdir={tmp_path}',
+            '--start_timeout=2',
+            *told,
+        ],
+        cwd=processes.ROOT,
+        env=processes.environment(1),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert words.format(port=port) in done.stderr
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+    """By step, as TensorBoard has them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(workdir / 'logs'), size_guidance={'tensors': 0})
+    events.Reload()
+    return {event.step: float(make_ndarray(event.tensor_proto)) for event in events.Tensors('loss')}
+
+
+def assert_same_numbers(one: pathlib.Path, other: pathlib.Path, step: int) -> None:
+    """Losses up to a step, and there the parameters and the position in the data."""
+    first, second = losses(one), losses(other)
+    for index in range(1, step + 1):
+        np.testing.assert_allclose(second[index], first[index], rtol=1e-5)
+    config = tiny.config(**TRAIN)
+    (before, position), (after, other_position) = (
+        state_of(config, folder, step) for folder in (one, other)
+    )
+    assert position == other_position
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(before.params))
+    close = lambda x, y: np.testing.assert_allclose(y, x, rtol=0, atol=1e-5 * largest)
+    jax.tree.map(close, before.params, after.params)
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a run on one device."""
+    workdir = tmp_path_factory.mktemp('alone')
+    train(tiny.config(**TRAIN), workdir)
+    return workdir
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory) -> pathlib.Path:
+    """The workdir of three steps in two processes of four devices each."""
+    folder = tmp_path_factory.mktemp('pair')
+    config = processes.write_config(folder / 'c.py', mesh=MESH, **{**TRAIN, 'steps': 3})
+    words = [f'--config={config}', f'--workdir={folder / "run"}']
+    with processes.started(words, folder) as both:
+        assert both.wait() == [0, 0], both.said(0) + both.said(1)
+        assert 'mesh: data=2, fsdp=4; 8 devices (cpu) in 2 processes' in both.said(0)
+        assert 'mesh:' not in both.said(1)
+    return folder / 'run'
+
+
+def test_two_processes_train_as_one_device(alone, pair):
+    assert_same_numbers(alone, pair, 3)
+
+
+def test_one_process_goes_on_where_two_were(alone, pair, tmp_path):
+    shutil.copytree(pair, tmp_path / 'run')
+    assert train(tiny.config(**TRAIN), tmp_path / 'run').step == 4
+    assert_same_numbers(alone, tmp_path / 'run', 4)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_one_was_and_draw(alone, tmp_path):
+    train(tiny.config(**{**TRAIN, 'steps': 2}), tmp_path / 'run')
+    config = processes.write_config(tmp_path / 'c.py', mesh=MESH, image_every=4, **TRAIN)
+    words = [f'--config={config}', f'--workdir={tmp_path / "run"}']
+    with processes.started(words, tmp_path) as both:
+        assert both.wait() == [0, 0], both.said(0) + both.said(1)
+    assert_same_numbers(alone, tmp_path / 'run', 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_killed_process_ends_the_other(victim, tmp_path):
+    config = processes.write_config(tmp_path / 'c.py', mesh=MESH, **{**TRAIN, 'steps': 4000})
+    words = [f'--config={config}', f'--workdir={tmp_path / "run"}']
+    with processes.started(words, tmp_path) as both:
+        both.wait_until(lambda: (latest_step(tmp_path / 'run') or 0) >= 2)
+        both.processes[victim].send_signal(signal.SIGKILL)
+        start = time.monotonic()
+        code = both.processes[1 - victim].wait(100)
+        assert time.monotonic() - start < 60
+        said = both.said(1 - victim)
+    assert code == hosts.LOST, said
+    assert 'has lost another one' in processes.mistakes(said)[-1]
+    reached = latest_step(tmp_path / 'run')
+    with processes.started([*words, f'--config.train.steps={reached + 1}'], tmp_path) as both:
+        assert both.wait() == [0, 0], both.said(0) + both.said(1)
+        assert f'going on after step {reached}' in both.said(0)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path):
+    config = processes.write_config(tmp_path / 'c.py', mesh=MESH, **{**TRAIN, 'steps': 4000})
+    words = [f'--config={config}', f'--workdir={tmp_path / "run"}']
+    words.append('--config.train.checkpoint_every=1000')
+    with processes.started(words, tmp_path) as both:
+        both.wait_until(lambda: '3/4000' in both.said(0))
+        both.processes[1].send_signal(signal.SIGTERM)
+        assert both.wait() == [130, 130], both.said(0) + both.said(1)
+        assert f'stopped after step {latest_step(tmp_path / "run")}' in both.said(0)
