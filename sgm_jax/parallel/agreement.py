@@ -4,6 +4,7 @@ With one process each of these functions does nothing, or what plain JAX does.
 """
 
 import functools
+import itertools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sgm_jax.errors import UserError
 
 PyTree = Any
+# Seconds that one process waits for the others, which may be compiling.
+PATIENCE = 3600
+_MEETINGS = itertools.count()
 
 
 def check_same(what: str, value: str, hint: str) -> None:
@@ -23,6 +27,7 @@ def check_same(what: str, value: str, hint: str) -> None:
         return
     from jax.experimental import multihost_utils
 
+    wait_for_all(what)
     found = multihost_utils.process_allgather(np.uint32(zlib.crc32(value.encode())))
     other = [index for index, code in enumerate(found) if code != found[0]]
     if other:
@@ -33,11 +38,15 @@ def check_same(what: str, value: str, hint: str) -> None:
 
 
 def wait_for_all(name: str) -> None:
-    """Goes on when every process has come here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    """Goes on when every process has come here, however long it has compiled before.
 
-        multihost_utils.sync_global_devices(name)
+    Not a collective on the devices: Gloo gives up connecting after 30 seconds.
+    """
+    if jax.process_count() > 1:
+        from jax._src import distributed  # no public name has it
+
+        count = next(_MEETINGS)
+        distributed.global_state.client.wait_at_barrier(f'sgm_jax {count} {name}', 1000 * PATIENCE)
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:

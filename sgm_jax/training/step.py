@@ -92,4 +92,15 @@ def make_step(
             out_shardings=(meshes.shardings(wanted), whole),
         )
 
-    return lambda turn, *arguments: compiled(turn)(*arguments)
+    if jax.process_count() == 1:
+        return lambda turn, *arguments: compiled(turn)(*arguments)
+    ready = {}
+
+    def together(turn: str, *arguments: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        if turn not in ready:
+            ready[turn] = compiled(turn).lower(*arguments).compile()
+            # The first collective does not wait as long as another host may compile.
+            agreement.wait_for_all('compiled')
+        return ready[turn](*arguments)
+
+    return together
