@@ -147,10 +147,12 @@ def pair(tmp_path_factory) -> pathlib.Path:
     return folder / 'run'
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_device(alone, pair):
     assert_same_numbers(alone, pair, 3)
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_were(alone, pair, tmp_path):
     shutil.copytree(pair, tmp_path / 'run')
     assert train(tiny.config(**TRAIN), tmp_path / 'run').step == 4
