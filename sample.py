@@ -2,6 +2,7 @@ r"""Makes pictures and videos with a trained model.
 
 python sample.py --checkpoint sd_xl_base_1.0.safetensors --prompt 'a red fox in the snow' --output fox.png
 python sample.py --checkpoint svd.safetensors --image photo.jpg --output video.mp4
+python sample.py --checkpoint sv3d_p.safetensors --image chair.png --elevations 20 --output orbit.mp4
 python sample.py --checkpoint runs/mnist --cls 7 --count 16 --output sevens.png
 
 The checkpoint is the workdir of a run, an sgm file (.safetensors, .ckpt) or a diffusers folder. Videos are
@@ -38,8 +39,15 @@ OPTIONS = (
     flags.DEFINE_float('motion_bucket', None, 'how much should move, 0 to 255'),
     flags.DEFINE_float('cond_aug', None, 'strength of the noise on the picture'),
     flags.DEFINE_integer('num_frames', None, 'frames of the video'),
-    # Both.
-    flags.DEFINE_string('image', None, 'the picture to begin with'),
+    flags.DEFINE_integer('decode_overlap', None, 'frames beside a chunk that the decoder sees'),
+    # Orbits.
+    flags.DEFINE_list('elevations', None, 'degrees: one for all views, or a,b,... for each'),
+    flags.DEFINE_list('azimuths', None, 'degrees in order, a,b,... for each view'),
+    flags.DEFINE_string('orbit', None, 'a path by name: static or dynamic'),
+    flags.DEFINE_float('frame_ratio', None, "the object's share of the frame; 0: as it is"),
+    flags.DEFINE_bool('remove_background', None, 'of opaque pictures, with the package rembg'),
+    # All.
+    flags.DEFINE_string('image', None, 'the picture to begin with; for videos also a folder'),
     flags.DEFINE_integer('steps', None, 'steps of the sampler'),
     flags.DEFINE_integer('seed', None, 'of all noise; 0 by default'),
     flags.DEFINE_integer('height', None, 'pixels'),

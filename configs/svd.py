@@ -3,8 +3,13 @@
   python train.py --config configs/svd.py --workdir runs/svd \
       --config.model.checkpoint=svd.safetensors --config.data.path=/videos
 
-Variants: '' (14 frames of 576x1024, as svd.safetensors), 'xt' (25 frames, as svd_xt.safetensors), and
+Variants: '' (14 frames of 576x1024, as svd.safetensors), 'xt' (25 frames, as svd_xt.safetensors), 'xt_1_1'
+(svd_xt_1_1.safetensors), 'image_decoder' and 'xt_image_decoder' (a decoder that works frame by frame), and
 'tiny' (8 frames of 64x64 for a CPU; trained by `make demo`).
+
+The three files without an image decoder have the same tensors: of a file of 25 frames say so, with --config
+configs/svd.py:xt or :xt_1_1. XT 1.1 was tuned with fps_id 6 and motion bucket 127 alone, which is what the
+defaults here tell it (fps 7 is fps_id 6); other values have no meaning for it. Its guidance is XT's.
 
 What is published is kept: networks, scalings, samplers and guidance follow sgm's svd.yaml and svd_xt.yaml.
 sgm has no training config; training follows the paper (arXiv:2311.15127, section 4 and appendix D): noise
@@ -23,13 +28,13 @@ import ml_collections
 
 from sgm_jax.config import check_variant
 
-VARIANTS = ('', 'xt', 'tiny')
+VARIANTS = ('', 'xt', 'xt_1_1', 'image_decoder', 'xt_image_decoder', 'tiny')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The config of a variant."""
     check_variant(__file__, variant, VARIANTS)
-    num_frames = {'': 14, 'xt': 25, 'tiny': 8}[variant]
+    num_frames = 25 if variant.startswith('xt') else 8 if variant == 'tiny' else 14
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.model = {
@@ -97,7 +102,16 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'cond_aug': 0.02,
         'decode_chunk': num_frames,
     }
-    if variant == 'xt':
+    if variant == 'xt_1_1':
+        # Trained on from XT with these two alone.
+        config.data.frame_rates = (7, 7)
+    if variant.endswith('image_decoder'):
+        config.model.first_stage = {
+            'name': 'autoencoder_kl',
+            'embed_dim': 4,
+            'ddconfig': _image_autoencoder(),
+        }
+    if variant.startswith('xt'):
         config.sample.steps = 30
         config.sample.guider.update(max_scale=3.0, min_scale=1.5)
     if variant == 'tiny':

@@ -7,6 +7,7 @@ import numpy as np
 
 from sgm_jax.data.captioned import CaptionedPictures
 from sgm_jax.data.labelled import Labelled
+from sgm_jax.data.orbits import Orbits
 from sgm_jax.data.pictures import Mixture, Pictures, VideoFrames
 from sgm_jax.data.synthetic import SyntheticVideo
 from sgm_jax.data.videos import VideoClips
@@ -37,5 +38,6 @@ SOURCES = {
     'video_frames': VideoFrames,
     'captioned_pictures': CaptionedPictures,
     'labelled': Labelled,
+    'orbits': Orbits,
     'mixture': _mixture,
 }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -21,9 +21,10 @@ from sgm_jax.engines.model import DiffusionModel, build_model, check_pixels
 from sgm_jax.engines.protocol import Gradients, Players, gradients_of
 from sgm_jax.engines.sampling import Sampling
 from sgm_jax.engines.structure import PyTree, Structure, to_uint8
-from sgm_jax.engines.tasks import TASKS, Task, conditioning_frames
+from sgm_jax.engines.tasks import TASKS, Task
 from sgm_jax.engines.weights import Weights
 from sgm_jax.errors import UserError
+from sgm_jax.networks.video_decoder import VideoDecoder
 from sgm_jax.parallel.compiler import jit
 
 Batch = Mapping[str, Any]
@@ -226,7 +227,8 @@ class DiffusionEngine:
     def _condition(self) -> Callable:
         def condition(params, frozen, batch, zero):
             model = self.structure.merge(params, frozen)
-            examples = len(next(iter(batch.values()))) if batch else 0
+            # Some entries have a row for each frame, others one for each clip.
+            examples = min(map(len, batch.values()), default=0)
             return model.condition(batch, zero=zero, **self._video(examples))
 
         return jit(condition)
@@ -295,22 +297,51 @@ class DiffusionEngine:
         return jit(lambda params, frozen, x: self.structure.merge(params, frozen).encode(x))
 
     def decode(
-        self, params: PyTree, frozen: PyTree, z: jax.Array, *, chunk: int | None = None
+        self,
+        params: PyTree,
+        frozen: PyTree,
+        z: jax.Array,
+        *,
+        chunk: int | None = None,
+        overlap: int = 0,
     ) -> jax.Array:
-        """Scaled latents (n, h, w, c) to images: `chunk` frames of each clip, or pictures, at a time.
+        """Scaled latents (n, h, w, c) to images; see `decoded`."""
+        parts = list(self.decoded(params, frozen, z, chunk=chunk, overlap=overlap))
+        images = jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+        return images.reshape(-1, *images.shape[2:])
 
-        The temporal decoder mixes the frames of a chunk, so a chunk of fewer than all frames changes the
-        result a little at its edges; memory grows with the chunk only.
+    def decoded(
+        self,
+        params: PyTree,
+        frozen: PyTree,
+        z: jax.Array,
+        *,
+        chunk: int | None = None,
+        overlap: int = 0,
+    ) -> Iterator[jax.Array]:
+        """Images (clips, frames, h, w, 3) of scaled latents (n, h, w, c), `chunk` frames of each at a time.
+
+        The temporal decoder mixes the frames that it is given, so a chunk of fewer than all frames changes
+        the result a little. It is given `overlap` frames more on either side, which are thrown away again
+        (at a clip's end as many more on the other side). A decoder of pictures gives the same frames however
+        they are cut. Memory grows with chunk + 2 overlap only.
         """
         num_frames = self.task.num_frames or len(z)
         clips = z.reshape(-1, num_frames, *z.shape[1:])
         chunk = min(chunk or num_frames, num_frames)
-        parts = [
-            self._decode(params, frozen, clips[:, start : start + chunk])
-            for start in range(0, num_frames, chunk)
-        ]
-        images = jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
-        return images.reshape(-1, *images.shape[2:])
+        window = min(chunk + 2 * overlap, num_frames) if self.decodes_clips else chunk
+        for start in range(0, num_frames, chunk):
+            first = start
+            if self.decodes_clips:
+                first = min(max(start - overlap, 0), num_frames - window)
+            part = self._decode(params, frozen, clips[:, first : first + window])
+            yield part[:, start - first : start - first + chunk]
+
+    @property
+    def decodes_clips(self) -> bool:
+        """Whether the first stage's decoder mixes frames."""
+        stage = self.structure.shape.first_stage
+        return stage is not None and isinstance(stage.decoder, VideoDecoder)
 
     @functools.cached_property
     def _decode(self) -> Callable:
@@ -362,7 +393,7 @@ class DiffusionEngine:
             without, zero = self.sampling.without(told)
         else:
             aug = jnp.full((len(inputs),), self.sampling.cond_aug)
-            told |= conditioning_frames(inputs[:, 0], aug, cond_key)
+            told = self.task.told(batch, aug, cond_key)
         z = self.sample_latents(
             params,
             frozen,

@@ -50,12 +50,24 @@ class DiffusionModel(nnx.Module):
         return z * self.scale_factor
 
     def _moments(self, x: jax.Array) -> jax.Array:
-        chunk = self.encode_chunk
+        chunk, encode = self.encode_chunk, self._encoder().encode
         if not chunk or len(x) <= chunk or len(x) % chunk:
-            return self.first_stage.encode(x)
+            return encode(x)
         # A clip's frames one after the other: the encoder's activations are the largest there are.
-        moments = jax.lax.map(self.first_stage.encode, x.reshape(-1, chunk, *x.shape[1:]))
+        moments = jax.lax.map(encode, x.reshape(-1, chunk, *x.shape[1:]))
         return moments.reshape(len(x), *moments.shape[2:])
+
+    def _encoder(self) -> Autoencoder:
+        """The first stage, or, where its file has no encoder (SV3D's), the conditioner's copy of it."""
+        if self.first_stage.encoder is not None:
+            return self.first_stage
+        for embedder in self.conditioner.embedders:
+            if isinstance(embedder, VideoPrediction) and embedder.encoder is not None:
+                return embedder.encoder
+        raise UserError(
+            'model.first_stage has no encoder, and model.conditioner has none to take its place; '
+            'give model.first_stage an encoder'
+        )
 
     def decode(self, z: jax.Array, *, num_frames: int | None = None) -> jax.Array:
         """Scaled latents to images in about [-1, 1]."""

@@ -27,6 +27,7 @@ class Sampling:
       zero: the entries of the batch that the unconditional pass does not know.
       height, width: pixels.
       decode_chunk: images that are decoded at once; 0 for all.
+      decode_overlap: frames on either side of a chunk that a temporal decoder sees besides it.
     """
 
     sampler: Sampler
@@ -37,6 +38,7 @@ class Sampling:
     width: int
     zero: tuple[str, ...] = ()
     decode_chunk: int = 0
+    decode_overlap: int = 2
 
     @classmethod
     def from_config(
@@ -102,6 +104,23 @@ class VideoSampling(Sampling):
     fps: int = 7
     motion_bucket: float = 127
     cond_aug: float = 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OrbitSampling(Sampling):
+    """Of orbits around the object in a picture.
+
+    Attributes:
+      cond_aug: what the model is told of the noise on the picture.
+      elevation: of the camera, degrees, where none is given.
+      frame_ratio: the object's longer side as a share of the picture's; 0 leaves pictures as they are.
+      fps: of the file; the model is not told.
+    """
+
+    cond_aug: float = 1e-5
+    elevation: float = 10.0
+    frame_ratio: float = 0.917
+    fps: int = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,17 @@
 """Tasks: which examples a diffusion model is trained on, and how a wish becomes a batch."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from sgm_jax.engines.sampling import ImageSampling, Sampling, VideoSampling
+from sgm_jax.engines.sampling import ImageSampling, OrbitSampling, Sampling, VideoSampling
+
+# What SV3D_p is told of each view.
+CAMERAS = ('polars_rad', 'azimuths_rad')
 
 
 class Task(Protocol):
@@ -44,6 +48,7 @@ class ImageToVideo:
 
     makes: ClassVar = ('cond_frames_without_noise', 'cond_frames', 'cond_aug')
     sampling: ClassVar = VideoSampling
+    given: ClassVar[int] = 0  # of the frames
 
     def training_batch(
         self, batch: Mapping[str, jax.Array], key: jax.Array
@@ -53,10 +58,39 @@ class ImageToVideo:
         aug_key, noise_key = jax.random.split(key)
         log_aug = jax.random.normal(aug_key, (len(clips),))
         cond_aug = jnp.exp(self.cond_aug_mean + self.cond_aug_std * log_aug)
-        return clips.reshape(-1, *clips.shape[2:]), {
+        return clips.reshape(-1, *clips.shape[2:]), self.told(batch, cond_aug, noise_key)
+
+    def told(
+        self, batch: Mapping[str, jax.Array], cond_aug: jax.Array, key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """The conditioner's batch of the clips `jpg`, whose given frame has noise of `cond_aug` (b,)."""
+        return {
             **{k: v for k, v in batch.items() if k != 'jpg'},
-            **conditioning_frames(clips[:, 0], cond_aug, noise_key),
+            **conditioning_frames(batch['jpg'][:, self.given], cond_aug, key),
         }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageToOrbit(ImageToVideo):
+    """Views from around an object, of which the last is given, as SV3D is trained.
+
+    Cameras are told view by view: `polars_rad` and `azimuths_rad` (b, t) become (b*t,). By default the noise
+    on the given view is what sgm's sampling tells SV3D, 1e-5, always; how it was trained is not published.
+    Source: Voleti et al. 2024 (SV3D, arXiv:2403.12008), section 3.
+    """
+
+    cond_aug_mean: float = math.log(1e-5)
+    cond_aug_std: float = 0.0
+
+    sampling: ClassVar = OrbitSampling
+    given: ClassVar[int] = -1
+
+    def told(
+        self, batch: Mapping[str, jax.Array], cond_aug: jax.Array, key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """As for clips, and the cameras of all views in a row."""
+        cameras = {k: jnp.reshape(batch[k], -1) for k in CAMERAS if k in batch}
+        return {**super().told(batch, cond_aug, key), **cameras}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,4 +121,4 @@ def conditioning_frames(
     }
 
 
-TASKS = {'image_to_video': ImageToVideo, 'images': Images}
+TASKS = {'image_to_video': ImageToVideo, 'image_to_orbit': ImageToOrbit, 'images': Images}

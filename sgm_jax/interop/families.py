@@ -7,7 +7,7 @@ NETWORK = 'model.diffusion_model.'
 
 
 class Family(NamedTuple):
-    """What the tensors look like, and the file in configs/ that describes it (None: there is none)."""
+    """What the tensors look like, and FILE.py[:VARIANT] in configs/ that describes it (None: none does)."""
 
     name: str
     config: str | None = None
@@ -20,7 +20,7 @@ PICTURES = {
     2816: Family('SDXL base', 'sdxl_base.py'),
     2560: Family('SDXL refiner', 'sdxl_refiner.py'),
 }
-VIDEOS = {768: SVD, 256: Family('SV3D_u'), 1280: Family('SV3D_p')}
+VIDEOS = {768: SVD, 256: Family('SV3D_u', 'sv3d.py:u'), 1280: Family('SV3D_p', 'sv3d.py:p')}
 # Without such a vector: by the width of the text's tokens.
 TEXTS = {1024: Family('Stable Diffusion 2', 'sd21.py'), 768: Family('Stable Diffusion 1')}
 # By the channels that the network takes in, where these are more than a picture's latents.
@@ -70,6 +70,9 @@ def _video(names: set[str], found: Family) -> Family:
     if any('.time_mix_blocks.' in name for name in names):
         return Family('SV4D')
     stage = [name for name in names if name.startswith('first_stage_model.decoder.')]
-    if found is SVD and stage and not any('.time_stack.' in name for name in stage):
-        return Family('Stable Video Diffusion with a decoder of single pictures')
+    temporal = any('.time_stack.' in name for name in stage)
+    if found is SVD and stage and not temporal:
+        return Family(f'{SVD.name} with a decoder of single pictures', 'svd.py:image_decoder')
+    if found.config and found is not SVD and temporal:
+        return Family(f'{found.name} with a temporal decoder', f'{found.config}_video_decoder')
     return found

@@ -28,6 +28,7 @@ _VIDEO_SAMPLE = {
     'steps': 25,
 }
 _FRAMES = 14
+_ORBIT_FRAMES = 21
 # (height, width) of samples, by what tells the models apart: the width of the network's vector.
 _SIZES = {
     2816: (1024, 1024),
@@ -135,6 +136,8 @@ def _diffusion(model: Mapping, root: Mapping) -> dict:
     embedders = [
         sgm_nodes.embedder(node, f'emb_models[{index}]') for index, node in enumerate(nodes)
     ]
+    # What SV3D is told is what SVD is, without how fast and how much it moves.
+    orbit = video and 'fps_id' not in {node.get('input_key') for node in embedders}
     stage = own.get('first_stage_config')
     denoiser = family('denoiser', own['denoiser_config'], 'denoiser_config')
     sample = _sample(own, network, denoiser, embedders, root, video)
@@ -151,18 +154,22 @@ def _diffusion(model: Mapping, root: Mapping) -> dict:
             'network': network,
             'denoiser': denoiser,
             'loss': _loss(own, denoiser),
-            'task': {'name': 'image_to_video', 'num_frames': _FRAMES}
-            if video
-            else {'name': 'images'},
+            'task': _task(video, orbit),
             'conditioner': embedders,
             'first_stage': sgm_nodes.first_stage(stage, 'first_stage_config')
             if stage
             else {'name': 'none'},
         },
-        'data': _data(root, embedders, size, video),
+        'data': _data(root, embedders, size, video, orbit),
         **_training(model, own, root),
         'sample': sample,
     }
+
+
+def _task(video: bool, orbit: bool) -> dict:
+    if orbit:
+        return {'name': 'image_to_orbit', 'num_frames': _ORBIT_FRAMES}
+    return {'name': 'image_to_video', 'num_frames': _FRAMES} if video else {'name': 'images'}
 
 
 def _stage_checkpoint(stage: Mapping | None) -> str:
@@ -234,11 +241,13 @@ def _resize(node: Any) -> int:
     return max(map(_resize, node), default=0) if isinstance(node, list) else 0
 
 
-def _data(root, embedders, size, video) -> dict:
+def _data(root, embedders, size, video, orbit) -> dict:
     target = (root.get('data') or {}).get('target', '').rsplit('.', 1)[-1]
     labelled = {'MNISTLoader': 'mnist', 'CIFAR10Loader': 'cifar10'}
     if target in labelled:
         return {'name': 'labelled', 'dataset': labelled[target], **size}
+    if orbit:
+        return {'name': 'orbits', 'path': '', 'num_frames': _ORBIT_FRAMES, **size}
     if video:
         return {'name': 'video_clips', 'path': '', 'num_frames': _FRAMES, **size}
     known = {node.get('input_key') for node in embedders}

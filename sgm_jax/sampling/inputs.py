@@ -13,12 +13,17 @@ Image = str | pathlib.Path | np.ndarray
 
 def read_images(image: Image | Sequence[Image], size: tuple[int, int]) -> np.ndarray:
     """uint8 (n, *size, 3) of a path or uint8 (h, w, 3), or several; cropped at the centre and scaled."""
+    return np.stack([_read_one(x, size) for x in each(image)])
+
+
+def each(image: Image | Sequence[Image]) -> list[Image]:
+    """One picture or several, as a list."""
     several = isinstance(image, Sequence) and not isinstance(image, str)
     several = several or (isinstance(image, np.ndarray) and image.ndim == 4)
     images = list(image) if several else [image]
     if not images:
         raise UserError('no picture was given; give image=')
-    return np.stack([_read_one(x, size) for x in images])
+    return images
 
 
 def _read_one(image: Image, size: tuple[int, int]) -> np.ndarray:
@@ -52,6 +57,18 @@ def read_prompts(path: str | pathlib.Path) -> list[str]:
     if not prompts:
         raise UserError(f'{path}: no prompt in it; write one on each line')
     return prompts
+
+
+def numbers(name: str, words: Sequence[str] | None) -> list[float] | None:
+    """The numbers that a flag's words are; None stays None.
+
+    Raises:
+      UserError: one of them is no number.
+    """
+    try:
+        return None if words is None else [float(word) for word in words]
+    except ValueError as error:
+        raise UserError(f'{name} has {",".join(words)!r}; give numbers, as 10,20,30') from error
 
 
 def at_least_one(**numbers: int) -> None:

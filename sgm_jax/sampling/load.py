@@ -18,16 +18,17 @@ from sgm_jax.engines import DiffusionEngine, Engine, build
 from sgm_jax.engines.first_stages import DTYPES
 from sgm_jax.engines.model import check_pixels
 from sgm_jax.engines.structure import to_uint8
-from sgm_jax.engines.tasks import Images, ImageToVideo
+from sgm_jax.engines.tasks import Images, ImageToOrbit, ImageToVideo
 from sgm_jax.errors import UserError
 from sgm_jax.interop import checkpoint_files, hub, workdir_files
 from sgm_jax.sampling.images import sample_images
 from sgm_jax.sampling.inputs import to_float
+from sgm_jax.sampling.orbits import sample_orbits
 from sgm_jax.sampling.recognise import config_of
 from sgm_jax.sampling.videos import sample_videos
 
 PyTree = Any
-SAMPLE = {ImageToVideo: sample_videos, Images: sample_images}
+SAMPLE = {ImageToVideo: sample_videos, ImageToOrbit: sample_orbits, Images: sample_images}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,9 +40,9 @@ class LoadedModel:
     frozen: PyTree
 
     def sample(self, **options: Any) -> np.ndarray:
-        """Pictures or videos, as the model makes them: `sample_images` or `sample_videos`.
+        """Pictures or videos, as the model makes them: `sample_images`, `sample_videos` or `sample_orbits`.
 
-        The keywords are those of the two functions; what is not given is `config.sample`'s.
+        The keywords are those of the function; what is not given is `config.sample`'s.
 
         Returns:
           uint8 (n, height, width, c), or (n, num_frames, height, width, 3).

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import av
@@ -40,19 +40,29 @@ def read_image(path: PathLike, size: tuple[int, int] | None = None) -> np.ndarra
     Raises:
       UserError: missing, truncated, or not a picture.
     """
+    image = _opened(path, _to_rgb)
+    return np.asarray(image) if size is None else resize_crop(np.asarray(image), size)
+
+
+def read_rgba(path: PathLike) -> np.ndarray:
+    """A picture as uint8 (h, w, 4), upright; opaque where it says nothing else. Errors as `read_image`'s."""
+    to_rgba = lambda x: (x if x.has_transparency_data else _to_rgb(x)).convert('RGBA')
+    return np.asarray(_opened(path, to_rgba))
+
+
+def _opened(path: PathLike, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise UserError(f'{path}: no such picture')
     try:
         with Image.open(path) as opened:
-            image = _to_rgb(ImageOps.exif_transpose(opened))
+            return convert(ImageOps.exif_transpose(opened))
     except _PIL_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f'{path}: not a readable picture (suffix {path.suffix or "none"}): {reason}; '
             'open and save it anew, e.g. as .png'
         ) from error
-    return np.asarray(image) if size is None else resize_crop(np.asarray(image), size)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from sgm_jax.errors import UserError
 from sgm_jax.parallel import cache
 from sgm_jax.sampling import media, watermark
-from sgm_jax.sampling.inputs import read_prompts
+from sgm_jax.sampling.inputs import numbers, read_prompts
+from sgm_jax.sampling.subjects import list_pictures
 
 LOG = logging.getLogger(__name__)
 
@@ -39,9 +40,13 @@ def run(
     # Before the work, not after it.
     media.check_suffix(output)
     if options.get('image'):
-        media.read_image(options['image'])
+        options['image'] = list_pictures(options['image'])
+        for picture in options['image']:
+            media.read_rgba(picture)
     else:
         options.pop('image', None)  # an empty word names no picture
+    for name in ('elevations', 'azimuths'):
+        options[name] = numbers(name, options.get(name))
     if prompts:
         if options.get('prompt'):
             raise UserError('--prompt goes without --prompts; give one of the two')
@@ -60,21 +65,46 @@ def run(
         media.check_video_suffix(output)
     else:
         media.check_image_suffix(output)
+    if model.makes_videos:
+        _videos(model, pathlib.Path(output), given)
+    else:
+        if 'image' in given:
+            given['image'] = _one(given['image'])
+        found = _sample(model, given)
+        found = watermark.mark(found) if mark else found
+        # The refiner's path, not the loaded model.
+        settings = {**given, 'checkpoint': checkpoint, 'refiner': refiner, 'dtype': dtype}
+        _write_images(pathlib.Path(output), found, settings)
+    return 0
+
+
+def _sample(model: Any, given: Mapping[str, Any]) -> np.ndarray:
     with tqdm(desc='sample', unit='call', delay=0.5) as bar:  # no bar above an early error
 
         def progress(done: int, calls: int) -> None:
             bar.total = calls
             bar.update(done - bar.n)
 
-        found = model.sample(progress=progress, **given)
-    if model.makes_videos:
-        _write_video(output, found[0], given.get('fps') or model.engine.sampling.fps)
-    else:
-        found = watermark.mark(found) if mark else found
-        # The refiner's path, not the loaded model.
-        settings = {**given, 'checkpoint': checkpoint, 'refiner': refiner, 'dtype': dtype}
-        _write_images(pathlib.Path(output), found, settings)
-    return 0
+        return model.sample(progress=progress, **given)
+
+
+def _videos(model: Any, output: pathlib.Path, given: Mapping[str, Any]) -> None:
+    """One video for each picture, one after the other, named after them if there are several."""
+    pictures, fps = given['image'], given.get('fps') or model.engine.sampling.fps
+    for index, picture in enumerate(pictures):
+        own = {'image': picture, 'seed': given.get('seed', 0) + index}
+        path = output
+        if len(pictures) > 1:
+            path = output.with_name(f'{output.stem}-{picture.stem}{output.suffix}')
+        _write_video(str(path), _sample(model, {**given, **own})[0], fps)
+
+
+def _one(pictures: list[pathlib.Path]) -> str:
+    if len(pictures) > 1:
+        raise UserError(
+            f'{len(pictures)} pictures are too many; videos are made of a folder of them'
+        )
+    return str(pictures[0])
 
 
 def _write_video(output: str, frames: np.ndarray, fps: float) -> None:

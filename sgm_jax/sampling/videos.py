@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from sgm_jax.errors import UserError
 from sgm_jax.sampling.inputs import Image, at_least_one, read_images, to_float
 
 if TYPE_CHECKING:
+    from sgm_jax.engines import DiffusionEngine
+    from sgm_jax.engines.sampling import Sampling
     from sgm_jax.sampling.load import LoadedModel
 
 
@@ -30,6 +33,7 @@ def sample_videos(
     cond_aug: float | None = None,
     num_frames: int | None = None,
     decode_chunk: int | None = None,
+    decode_overlap: int | None = None,
     height: int | None = None,
     width: int | None = None,
     sampler: str | None = None,
@@ -50,6 +54,7 @@ def sample_videos(
       cond_aug: strength of the noise on the picture; 0 for none.
       num_frames: of each clip.
       decode_chunk: frames decoded at once; fewer need less memory.
+      decode_overlap: frames on either side of those that a temporal decoder sees besides them.
       height, width: pixels.
       sampler, discretization, guider: others, by name, with their defaults.
       scale: the strength of the guidance, at most.
@@ -71,6 +76,9 @@ def sample_videos(
         fps=pick(fps, 'fps'),
     )
     at_least_one(**numbers)
+    overlap = pick(decode_overlap, 'decode_overlap')
+    if overlap < 0:
+        raise UserError(f'decode_overlap is {overlap}; give 0 or more')
     motion, aug = pick(motion_bucket, 'motion_bucket'), pick(cond_aug, 'cond_aug')
     if not 0 <= motion <= 255:
         raise UserError(f'motion_bucket is {motion}; give 0 (still) to 255')
@@ -88,18 +96,46 @@ def sample_videos(
         num_frames=numbers['num_frames'],
     )
     batch, keys = told(images, fps=numbers['fps'], motion_bucket=motion, cond_aug=aug, seed=seed)
+    return draw(
+        model,
+        engine,
+        batch,
+        keys,
+        size=size,
+        sampling=dataclasses.replace(
+            sampling,
+            steps=numbers['steps'],
+            decode_chunk=numbers['decode_chunk'],
+            decode_overlap=overlap,
+        ),
+        progress=progress,
+    )
+
+
+def draw(
+    model: LoadedModel,
+    engine: DiffusionEngine,
+    batch: dict[str, jax.Array],
+    keys: jax.Array,
+    *,
+    size: tuple[int, int],
+    sampling: Sampling,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """uint8 (n, num_frames, *size, 3): clips of a conditioner's batch, one for each of the keys (n,)."""
+    weights = model.params, model.frozen
     z = engine.sample_latents(
-        model.params,
-        model.frozen,
-        engine.condition(model.params, model.frozen, batch, guided=sampling.guided),
+        *weights,
+        engine.condition(*weights, batch, guided=sampling.guided),
         keys,
         size=size,
         sampling=sampling,
-        sigmas=sampling.discretization.sigmas(numbers['steps']),
         progress=progress,
     )
-    frames = engine.decode(model.params, model.frozen, z, chunk=numbers['decode_chunk'])
-    return to_uint8(frames).reshape(len(images), -1, *size, 3)
+    chunk, overlap = sampling.decode_chunk, sampling.decode_overlap
+    # To bytes chunk by chunk: floats of all frames would be the largest array of all.
+    parts = engine.decoded(*weights, z, chunk=chunk, overlap=overlap)
+    return np.concatenate([to_uint8(part) for part in parts], 1)
 
 
 def told(
