@@ -91,7 +91,9 @@ def test_third_party_imports_are_declared(project):
     declared = {dependency_name(requirement) for requirement in project['dependencies']}
     # Imported where they are used, with a line that says what to install.
     extras = project['optional-dependencies']
-    declared |= {dependency_name(name) for name in extras['demo'] + extras['watermark']}
+    declared |= {
+        dependency_name(name) for name in extras['demo'] + extras['watermark'] + extras['rembg']
+    }
     # These wheels come under several names (tensorflow-cpu and tensorflow, jax and jaxlib).
     declared |= {'tensorflow', 'jaxlib'}
     # invisible-watermark, which is not installed here, is imported by this name.

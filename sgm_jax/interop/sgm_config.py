@@ -141,6 +141,9 @@ def _diffusion(model: Mapping, root: Mapping) -> dict:
     stage = own.get('first_stage_config')
     denoiser = family('denoiser', own['denoiser_config'], 'denoiser_config')
     sample = _sample(own, network, denoiser, embedders, root, video)
+    if orbit:
+        # simple_video_sample.py's.
+        sample['steps'] = params(own.get('sampler_config') or {}).get('num_steps', 50)
     size = {'height': sample['height'], 'width': sample['width']}
     return {
         'seed': 0,

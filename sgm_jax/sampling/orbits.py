@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -103,7 +103,8 @@ def sample_orbits(
         scale=scale,
         num_frames=frames,
     )
-    batch, keys = told(images, path, cond_aug=aug, seed=seed)
+    views = {key: np.tile(angles, len(images)) for key, angles in path.entries().items()}
+    batch, keys = told(images, views, cond_aug=aug, seed=seed)
     views = draw(
         model,
         engine,
@@ -123,15 +124,16 @@ def sample_orbits(
 
 
 def told(
-    images: np.ndarray, path: cameras.Orbit, *, cond_aug: float, seed: int
+    images: np.ndarray, views: Mapping[str, np.ndarray], *, cond_aug: float, seed: int
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The conditioner's batch for uint8 pictures (n, h, w, 3), and the keys of their noise."""
+    """The conditioner's batch for uint8 pictures (n, h, w, 3) and the cameras of all views (n * t,) each, and
+    the keys of their noise.
+    """
     aug_key, sample_key = jax.random.split(jax.random.key(seed))
     aug = jnp.full((len(images),), cond_aug, jnp.float32)
-    views = {k: jnp.tile(jnp.asarray(v), len(images)) for k, v in path.entries().items()}
     return {
         **conditioning_frames(jnp.asarray(to_float(images)), aug, aug_key),
-        **views,
+        **{key: jnp.asarray(angles) for key, angles in views.items()},
     }, jax.random.split(sample_key, len(images))
 
 

@@ -2,8 +2,11 @@
 
 python -m sgm_jax.tools.evaluate --checkpoint runs/kl_f8 [--count 64] [--output sheet.png]
     [--inception pt_inception-2015-12-05-6726825d.pth]
+python -m sgm_jax.tools.evaluate --checkpoint runs/sv3d_p --orbits FOLDER [--count 16] [--output strip.png]
 
 The baseline is what a picture keeps when it is made smaller by the first stage's factor and larger again.
+With --orbits the novel views of an orbit model are compared with the true ones in a folder that the data
+source `orbits` reads; the baseline is the given view, copied, and the control has its azimuths shuffled.
 """
 
 import numpy as np
@@ -12,7 +15,10 @@ from absl import flags
 from sgm_jax import cli
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'workdir in which a first stage was trained')
-COUNT = flags.DEFINE_integer('count', 64, 'held-out pictures', lower_bound=1)
+CONFIG = cli.define_config("with --orbits: the model, where it is not the checkpoint's own")
+ORBITS = flags.DEFINE_string('orbits', None, 'a folder of objects with their true views')
+STEPS = flags.DEFINE_integer('steps', None, 'with --orbits: of the sampler')
+COUNT = flags.DEFINE_integer('count', 64, 'held-out pictures, or objects', lower_bound=1)
 OUTPUT = flags.DEFINE_string('output', None, 'where to write a sheet: input, bicubic, first stage')
 INCEPTION = flags.DEFINE_string(
     'inception', None, "pytorch-fid's weights of Inception-v3, to give the reconstructions' FID too"
@@ -26,6 +32,20 @@ def main() -> int:
 
     if not CHECKPOINT.value:
         raise UserError('give --checkpoint WORKDIR, in which a first stage was trained')
+    if ORBITS.value:
+        from sgm_jax.tools import orbit_scores
+
+        for line in orbit_scores.report(
+            CHECKPOINT.value,
+            ORBITS.value,
+            config=CONFIG.value,
+            count=COUNT.value,
+            steps=STEPS.value,
+            output=OUTPUT.value,
+            compare=_metrics(),
+        ):
+            print(line)
+        return 0
     from sgm_jax.data import pipeline
     from sgm_jax.engines import AutoencodingEngine
     from sgm_jax.engines.structure import to_uint8
