@@ -17,18 +17,21 @@ from absl import flags
 
 from sgm_jax import cli
 
-OUTPUT = flags.DEFINE_string('output', None, 'the folder, with a folder for each object')
-OBJECTS = flags.DEFINE_integer('objects', 100, 'how many', lower_bound=1)
-VIEWS = flags.DEFINE_integer('views', 21, 'of each object', lower_bound=1)
-SIZE = flags.DEFINE_integer('size', 64, 'of a view, pixels', lower_bound=8)
-SAMPLES = flags.DEFINE_integer('samples', 2, 'rays per pixel, along one side', lower_bound=1)
-ORBIT = flags.DEFINE_enum(
-    'orbit', 'static', ['static', 'dynamic'], 'even steps at one height, or not'
-)
-ELEVATION = flags.DEFINE_float('elevation', 10.0, 'degrees')
-SWING = flags.DEFINE_float('swing', 15.0, 'of the elevation on dynamic orbits, degrees')
-NOISE = flags.DEFINE_float('azimuth_noise', 4.0, 'deviation on dynamic orbits, degrees')
-SEED = flags.DEFINE_integer('seed', 0, 'which objects', lower_bound=0)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Not at import: other tools have flags of these names."""
+    flags.DEFINE_string('output', None, 'the folder, with a folder for each object')
+    flags.DEFINE_integer('objects', 100, 'how many', lower_bound=1)
+    flags.DEFINE_integer('views', 21, 'of each object', lower_bound=1)
+    flags.DEFINE_integer('size', 64, 'of a view, pixels', lower_bound=8)
+    flags.DEFINE_integer('samples', 2, 'rays per pixel, along one side', lower_bound=1)
+    flags.DEFINE_enum('orbit', 'static', ['static', 'dynamic'], 'even steps at one height, or not')
+    flags.DEFINE_float('elevation', 10.0, 'degrees')
+    flags.DEFINE_float('swing', 15.0, 'of the elevation on dynamic orbits, degrees')
+    flags.DEFINE_float('azimuth_noise', 4.0, 'deviation on dynamic orbits, degrees')
+    flags.DEFINE_integer('seed', 0, 'which objects', lower_bound=0)
 
 
 def main() -> int:
@@ -36,12 +39,12 @@ def main() -> int:
 
     from sgm_jax.errors import UserError
 
-    if not OUTPUT.value:
+    if not FLAGS.output:
         raise UserError('give --output FOLDER')
-    folder = pathlib.Path(OUTPUT.value).expanduser()
-    for index in tqdm(range(OBJECTS.value), desc='render', unit='object'):
+    folder = pathlib.Path(FLAGS.output).expanduser()
+    for index in tqdm(range(FLAGS.objects), desc='render', unit='object'):
         _object(folder / f'{index:06d}', index)
-    print(f'{OBJECTS.value} objects with {VIEWS.value} views each: {folder}')
+    print(f'{FLAGS.objects} objects with {FLAGS.views} views each: {folder}')
     return 0
 
 
@@ -54,21 +57,21 @@ def _object(folder: pathlib.Path, index: int) -> None:
 
     if (folder / CAMERAS).exists():
         return
-    rng = np.random.default_rng((SEED.value, index, 1))
-    if ORBIT.value == 'static':
-        path = cameras.orbit(VIEWS.value, ELEVATION.value)
+    rng = np.random.default_rng((FLAGS.seed, index, 1))
+    if FLAGS.orbit == 'static':
+        path = cameras.orbit(FLAGS.views, FLAGS.elevation)
     else:
         path = cameras.dynamic_orbit(
-            VIEWS.value,
+            FLAGS.views,
             rng,
-            elevation=ELEVATION.value,
-            swing=SWING.value,
-            azimuth_noise=NOISE.value,
+            elevation=FLAGS.elevation,
+            swing=FLAGS.swing,
+            azimuth_noise=FLAGS.azimuth_noise,
             limits=(-90.0, 90.0),
         )
-    parts = draw_object((SEED.value, index))
-    size = (SIZE.value, SIZE.value)
-    views = render(parts, path.elevations, path.azimuths, size, samples=SAMPLES.value)
+    parts = draw_object((FLAGS.seed, index))
+    size = (FLAGS.size, FLAGS.size)
+    views = render(parts, path.elevations, path.azimuths, size, samples=FLAGS.samples)
     cameras_of = lambda number: {
         'file': f'{number:03d}.png',
         'elevation': round(float(path.elevations[number]), 4),
@@ -87,4 +90,5 @@ def _object(folder: pathlib.Path, index: int) -> None:
 
 
 if __name__ == '__main__':
+    define_flags()
     cli.run(main)
