@@ -1,27 +1,34 @@
 """Pictures with words, classes and sizes: what text-to-image and class-conditional models learn from."""
 
+import io
 import logging
 import pathlib
 
 import numpy as np
 from PIL import Image
 
-from sgm_jax.data import files
+from sgm_jax.data.bucket_plan import assign, bucket_sizes
+from sgm_jax.data.damage import Damage, DamagedError
+from sgm_jax.data.picture_sizes import picture_sizes
 from sgm_jax.data.records import check_split
+from sgm_jax.data.stores import open_store
 from sgm_jax.errors import UserError
 from sgm_jax.sampling.inputs import to_float
-from sgm_jax.sampling.media import read_image
+from sgm_jax.sampling.media import decode_image
 
 LOG = logging.getLogger(__name__)
 TEXTS = ('sidecar', 'name', 'none')
+# Pictures tried for one record before the data are called broken.
+ATTEMPTS = 20
 
 
 class CaptionedPictures:
-    """Pictures of a folder, cropped to one size, with their captions and the sizes that SDXL is told.
+    """Pictures with their captions, cropped to one size or to buckets, and the sizes that SDXL is told.
 
     A picture is scaled until it just covers the record's size, then cropped: at random while training, in
-    the middle otherwise. Every n-th picture is held out. Source of the size conditioning: Podell et al. 2023
-    (SDXL, arXiv:2307.01952), section 2.2; sgm's AddOriginalImageSizeAsTupleAndCropToSquare.
+    the middle otherwise. Every n-th picture is held out, unless the files themselves have splits. Source of
+    the size conditioning: Podell et al. 2023 (SDXL, arXiv:2307.01952), sections 2.2 and 2.3; sgm's
+    AddOriginalImageSizeAsTupleAndCropToSquare.
     """
 
     def __init__(
@@ -30,29 +37,45 @@ class CaptionedPictures:
         path: str,
         height: int,
         width: int,
+        format: str = 'auto',
         text: str = 'sidecar',
+        caption: str = '',
         classes: bool = False,
         aesthetic_score: float | None = None,
         split: str = 'train',
         held_out_fraction: float = 0.01,
         repeat: int = 1,
+        random: bool = True,
         flip: bool = False,
         min_size: int = 0,
+        buckets: str | tuple[tuple[int, int], ...] = (),
+        bucket_multiple: int = 64,
+        max_damaged: float = 0.01,
     ):
         """Lists the pictures.
 
         Args:
-          path: a picture, a folder, a pattern, or 'demo'.
-          height, width: of a record, pixels.
-          text: where the caption is: 'sidecar' (picture.txt beside picture.jpg), 'name' (the file's name,
-            with spaces for - and _), or 'none' (no `txt`).
-          classes: whether the first folder below `path` is the class: `cls` counts them in their order.
+          path: a picture, a folder, a pattern, an address (gs://, s3://), or 'demo'.
+          height, width: of a record, pixels; of held-out ones also with buckets.
+          format: 'folder', 'tars' (WebDataset's), 'array_record' (files of tf.train.Examples, such as
+            those of TensorFlow Datasets), 'arrow' (a Hugging Face dataset on disk), or 'auto', which looks.
+          text: where the caption is: 'sidecar' (with the picture: picture.txt beside picture.jpg or a table
+            metadata.jsonl, .csv or .parquet; a tar's .txt or .json; a column), 'name' (the file's name, with
+            spaces for - and _), or 'none' (no `txt`).
+          caption: the table's column, or the key in .json; '' for text, caption, txt or prompt.
+          classes: whether there is a class: of folders the first below `path`, counted in their order; .cls
+            in tars; label in tables.
           aesthetic_score: told for every picture, for the refiner; None leaves it out.
           split: 'train', or 'held_out'.
           held_out_fraction: of the pictures, at least one.
           repeat: an epoch takes this many crops of each.
-          flip: mirror half of them.
-          min_size: pictures whose shorter side is less are left out when they are read for the first time.
+          random: False for centre crops in training too.
+          flip: mirror half of them; the crop's corner is told as it is in the mirrored picture.
+          min_size: pictures whose shorter side is less are left out.
+          buckets: 'sdxl' (its shapes, scaled to the area of height x width), or sizes (height, width):
+            batches of training then have one of these sizes each, that nearest to their pictures' shapes.
+          bucket_multiple: what sides of scaled buckets are multiples of.
+          max_damaged: the share of damaged pictures that ends the run; see `sgm_jax.data.damage`.
 
         Raises:
           UserError: nothing usable at `path`, or options that make no sense.
@@ -67,95 +90,128 @@ class CaptionedPictures:
         if min(height, width, repeat) < 1:
             raise UserError('data: height, width and repeat must be at least 1')
         self.path, self.split, self.size, self.repeat = path, split, (height, width), repeat
-        self.text, self.flip, self.score = text, flip, aesthetic_score
-        self.skipped: dict[str, str] = {}
-        listed = files.list_pictures(path)
-        found = [place for place in listed if self._usable(place, min_size)]
-        every = max(2, round(1 / held_out_fraction))
-        part = (
-            found[::every] if split == 'held_out' else [p for i, p in enumerate(found) if i % every]
+        self.text, self.score, self.classes = text, aesthetic_score, classes
+        self.drawn, self.flip = random and split == 'train', flip and split == 'train'
+        self.buckets = bucket_sizes(buckets, self.size, bucket_multiple)
+        self.buckets = self.buckets if split == 'train' else ()
+        self.store = open_store(
+            path, split=split, format=format, wants_text=text == 'sidecar', caption=caption
         )
-        if not part:
-            reason = next(iter(self.skipped.values()), 'there is only one')
+        self.skipped = dict(self.store.skipped)
+        total = len(self.store) + len(self.store.damaged)
+        self.damage = Damage(total, limit=max_damaged, what='picture')
+        for name, reason in self.store.damaged.items():
+            self.damage.add(name, reason)
+        found, sizes = self._usable(min_size)
+        for name, reason in self.skipped.items():
+            LOG.warning('skipping a picture: %s: %s', name, reason)
+        every = max(2, round(1 / held_out_fraction))
+        if not self.store.own_split:
+            places = np.arange(len(found)) % every
+            chosen = places == 0 if split == 'held_out' else places != 0
+            found, sizes = found[chosen], sizes[chosen]
+        if not len(found):
+            left_out = [*self.damage.names.values(), *self.skipped.values(), 'there is only one']
             raise UserError(
-                f'data: none of the pictures at {path} can be used for {split}: {reason}'
+                f'data: none of the pictures at {path} can be used for {split}: {left_out[0]}'
             )
-        self.paths = part
-        self.classes = None
-        if classes:
-            names = sorted({self._class(place) for place in listed})
-            self.classes = {name: index for index, name in enumerate(names)}
+        self.members = found
+        self.bucket_of = assign(sizes, self.buckets)
 
     def __len__(self) -> int:
-        return len(self.paths) * self.repeat
+        return len(self.members) * self.repeat
 
     def __getitem__(self, index: int) -> int:
         return int(index)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """`jpg` float32 (h, w, 3) in [-1, 1]; `txt`, `cls` where there are; sizes float32 (2,), (h, w)."""
-        place = self.paths[index % len(self.paths)]
-        pixels = read_image(place)
-        crop, corner = _crop(pixels, self.size, rng if self.split == 'train' else None)
-        mirrored = rng is not None and self.flip and rng.random() < 0.5
-        crop = crop[:, ::-1] if mirrored else crop
-        pair = lambda values: np.asarray(values, np.float32)
-        record = {
-            'jpg': to_float(crop),
-            'original_size_as_tuple': pair(pixels.shape[:2]),
-            'crop_coords_top_left': pair(corner),
-            'target_size_as_tuple': pair(self.size),
-        }
-        if self.text != 'none':
-            record['txt'] = np.str_(self._caption(place))
-        if self.classes is not None:
-            record['cls'] = np.int32(self.classes[self._class(place)])
-        if self.score is not None:
-            record['aesthetic_score'] = pair([self.score])
-        return record
+        """`jpg` float32 (h, w, 3) in [-1, 1]; `txt`, `cls` where there are; sizes float32 (2,), (h, w).
+
+        Should the picture prove damaged, the next usable one is taken. Indices beyond the length ask for
+        buckets: those of the n-th bucket (from 1) follow n lengths.
+
+        Raises:
+          UserError: too many are damaged, or `ATTEMPTS` in a row.
+        """
+        bucket, index = divmod(index, len(self))
+        size = self.buckets[bucket - 1] if bucket else self.size
+        for attempt in range(ATTEMPTS):
+            number = int(self.members[(index + attempt) % len(self.members)])
+            try:
+                pixels, told = self._read(number)
+            except DamagedError as error:
+                self.damage.add(error.name, error.reason)
+                continue
+            return {**_framed(pixels, size, rng if self.drawn else None, self.flip), **told}
+        raise UserError(
+            f'data: {ATTEMPTS} pictures in a row could not be read, the last {self.store.name(number)}; '
+            'remove the damaged files (the log names them)'
+        )
 
     def describe(self) -> str:
         """A few lines: how many, of what size, and what was skipped."""
         height, width = self.size
-        lines = [
-            f'captioned pictures ({self.split}): {len(self.paths)} at {self.path}, {height}x{width}'
-        ]
-        if self.classes:
-            lines.append(f'  {len(self.classes)} classes')
+        size = f'{len(self.buckets)} buckets' if self.buckets else f'{height}x{width}'
+        lines = [f'captioned pictures ({self.split}): {len(self.members)} at {self.path}, {size}']
+        if self.classes and self.store.labels:
+            lines.append(f'  {len(self.store.labels)} classes')
         if self.skipped:
             name, reason = next(iter(self.skipped.items()))
             lines.append(f'  {len(self.skipped)} pictures skipped; the first: {name}: {reason}')
-        return '\n'.join(lines)
+        return '\n'.join([*lines, *self.damage.lines()])
 
-    def _usable(self, place: pathlib.Path, min_size: int) -> bool:
-        reason = ''
-        if self.text == 'sidecar' and not place.with_suffix('.txt').is_file():
-            reason = f'it has no caption ({place.with_suffix(".txt").name})'
-        elif min_size:
-            with Image.open(place) as image:
-                if min(image.size) < min_size:
-                    reason = f'its shorter side is below {min_size}'
-        if reason:
-            self.skipped[str(place)] = reason
-            LOG.warning('skipping a picture: %s: %s', place, reason)
-        return not reason
+    def _usable(self, min_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The store's numbers of the pictures that may be used, and their sizes where they matter."""
+        numbers = np.arange(len(self.store))
+        if not min_size and not self.buckets:
+            return numbers, np.zeros((len(numbers), 2), np.int32)
+        sizes, wrong = picture_sizes(self.store, self.path)
+        for error in wrong.values():
+            self.damage.add(error.name, error.reason)
+        shorter = sizes.min(1, initial=2**30)
+        for number in np.flatnonzero((shorter > 0) & (shorter < min_size)):
+            self.skipped[self.store.name(number)] = f'its shorter side is below {min_size}'
+        usable = (shorter > 0) & (shorter >= min_size)
+        return numbers[usable], sizes[usable]
 
-    def _caption(self, place: pathlib.Path) -> str:
+    def _read(self, number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        name, told = self.store.name(number), {}
+        data = self.store.picture(number)
+        if not data:
+            raise DamagedError(name, 'the file is empty')
+        if self.text != 'none':
+            told['txt'] = np.str_(self._caption(number))
+        if self.classes:
+            told['cls'] = np.int32(self._class(number))
+        if self.score is not None:
+            told['aesthetic_score'] = np.asarray([self.score], np.float32)
+        try:
+            return decode_image(io.BytesIO(data)), told
+        except ValueError as error:
+            raise DamagedError(name, f'not a readable picture ({error})') from error
+
+    def _caption(self, number: int) -> str:
         if self.text == 'name':
-            return ' '.join(place.stem.replace('-', ' ').replace('_', ' ').split())
-        return place.with_suffix('.txt').read_text(encoding='utf-8').strip()
+            stem = pathlib.PurePosixPath(self.store.name(number)).stem
+            return ' '.join(stem.replace('-', ' ').replace('_', ' ').split())
+        found = self.store.text(number)
+        if found is None:
+            raise DamagedError(self.store.name(number), 'it has no caption')
+        return found
 
-    def _class(self, place: pathlib.Path) -> str:
-        relative = place.relative_to(pathlib.Path(self.path).expanduser())
-        if len(relative.parts) < 2:
-            raise UserError(f'data: {place} is in no folder of a class; {self.path}/CLASS/PICTURE')
-        return relative.parts[0]
+    def _class(self, number: int) -> int:
+        label, name = self.store.label(number), self.store.name(number)
+        if label is None:
+            raise UserError(
+                f'data: {name} has no class: folders have {self.path}/CLASS/PICTURE, tars .cls, tables label'
+            )
+        return self.store.labels[label] if isinstance(label, str) else label
 
 
-def _crop(
-    pixels: np.ndarray, size: tuple[int, int], rng: np.random.Generator | None
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """uint8 (h, w, 3) scaled to cover `size` and cropped, and the crop's (top, left) in what was scaled."""
+def _framed(
+    pixels: np.ndarray, size: tuple[int, int], rng: np.random.Generator | None, flip: bool
+) -> dict[str, np.ndarray]:
+    """What a record says of uint8 (h, w, 3): scaled to cover `size`, cropped, and perhaps mirrored."""
     scale = max(s / p for s, p in zip(size, pixels.shape, strict=False))
     scaled = tuple(max(s, round(p * scale)) for s, p in zip(size, pixels.shape, strict=False))
     room = [big - small for big, small in zip(scaled, size, strict=True)]
@@ -164,4 +220,14 @@ def _crop(
     else:
         top, left = (int(rng.integers(space + 1)) for space in room)
     image = Image.fromarray(pixels).resize(scaled[::-1], Image.Resampling.BICUBIC)
-    return np.asarray(image)[top : top + size[0], left : left + size[1]], (top, left)
+    crop = np.asarray(image)[top : top + size[0], left : left + size[1]]
+    if rng is not None and flip and rng.random() < 0.5:
+        # As if the whole picture had been mirrored before: what was cut off at the right is at the left.
+        crop, left = crop[:, ::-1], room[1] - left
+    pair = lambda values: np.asarray(values, np.float32)
+    return {
+        'jpg': to_float(crop),
+        'original_size_as_tuple': pair(pixels.shape[:2]),
+        'crop_coords_top_left': pair((top, left)),
+        'target_size_as_tuple': pair(size),
+    }

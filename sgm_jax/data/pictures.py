@@ -180,17 +180,54 @@ class VideoFrames:
 
 
 class Mixture:
-    """The records of several sources, one after the other: each has the share that its length gives it."""
+    """The records of several sources, in the shares of their lengths or in given ones."""
 
-    def __init__(self, *, sources: Sequence[Mapping], table: Mapping, split: str = 'train'):
-        """`sources`: nodes of `config.data`; `table`: what their names stand for."""
+    def __init__(
+        self,
+        *,
+        sources: Sequence[Mapping],
+        table: Mapping,
+        weights: Sequence[float] = (),
+        repeats: Sequence[int] = (),
+        split: str = 'train',
+    ):
+        """Opens the sources.
+
+        Args:
+          sources: nodes of `config.data`.
+          table: what their names stand for.
+          weights: of each source, its share of an epoch (they need not sum to one), which is as long as it
+            must be for every record to come at least once.
+          repeats: or, of each source, how often an epoch has each of its records.
+          split: 'train', or 'held_out', where each source has the share of its length.
+        """
         if not sources:
             raise UserError('data: a mixture needs sources')
+        for name, given in (('weights', weights), ('repeats', repeats)):
+            if given and (len(given) != len(sources) or min(given) <= 0):
+                raise UserError(
+                    f'data: {name} is {tuple(given)}; give one above 0 for each of the {len(sources)} sources'
+                )
+        if weights and repeats:
+            raise UserError('data: a mixture takes weights or repeats, not both')
         self.sources = [
             build(table, {**plain(node), 'split': split}, where=f'data.sources[{index}]')
             for index, node in enumerate(sources)
         ]
-        self.ends = np.cumsum([len(source) for source in self.sources])
+        lengths = np.array([len(source) for source in self.sources], np.int64)
+        counts = lengths
+        if split == 'train' and repeats:
+            counts = lengths * np.array(repeats, np.int64)
+        elif split == 'train' and weights:
+            shares = np.array(weights, np.float64)
+            counts = np.maximum(
+                lengths, np.round((lengths / shares).max() * shares).astype(np.int64)
+            )
+        if counts.sum() >= 2**32:
+            raise UserError(
+                f'data: with these weights an epoch has {counts.sum()} records; too many'
+            )
+        self.ends = np.cumsum(counts)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -202,8 +239,11 @@ class Mixture:
         """The record of the source that has this index."""
         number = int(np.searchsorted(self.ends, index, side='right'))
         source = self.sources[number]
-        return source.record(index - int(self.ends[number] - len(source)), rng)
+        begin = int(self.ends[number - 1]) if number else 0
+        return source.record((index - begin) % len(source), rng)
 
     def describe(self) -> str:
-        """As of the sources, one after the other."""
-        return '\n'.join(source.describe() for source in self.sources)
+        """As of the sources, one after the other, with the share of each."""
+        counts = np.diff(self.ends, prepend=0)
+        shares = [f'{100 * count / len(self):.1f}% of a mixture: ' for count in counts]
+        return '\n'.join(a + b.describe() for a, b in zip(shares, self.sources, strict=True))

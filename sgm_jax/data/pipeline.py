@@ -5,14 +5,18 @@ number of threads, and not of the number of hosts. For the draws follow the posi
 which each batch is the next part, and a host reads those rows of each batch that its devices need.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
 
 from sgm_jax.config import build, plain
+from sgm_jax.data.bucket_plan import BucketPlan
 from sgm_jax.data.sources import SOURCES, Source
 from sgm_jax.errors import UserError
+
+LOG = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
@@ -56,9 +60,7 @@ def make_iterator(
         raise UserError(f'data: rows {list(rows)} are not among the {batch_size} of a batch')
     source = _as_source(config_data)
     # Rows are taken after the draws, which belong to positions in the global order.
-    examples = (
-        grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(source.record)
-    )
+    examples = _in_order(source, seed, batch_size).random_map(source.record)
     return iter(
         _Rows(examples, rows, batch_size)
         .batch(len(rows), drop_remainder=True)
@@ -85,6 +87,15 @@ class _Rows(grain.MapDataset):
             return self.slice(index)
         batch, row = divmod(index, len(self._rows))
         return self._examples[batch * self._batch_size + self._rows[row]]
+
+
+def _in_order(source: Source, seed: int, batch_size: int) -> grain.MapDataset:
+    """Indices in the endless global order; `batch_size` is the global one."""
+    if not getattr(source, 'buckets', ()):
+        return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    plan = BucketPlan(source, batch=batch_size, seed=seed)
+    LOG.info('%s', plan.describe())
+    return grain.MapDataset.source(plan).seed(seed)
 
 
 def held_out_batch(config_data: Mapping | Source, n: int) -> Batch:

@@ -27,8 +27,14 @@ class Source(Protocol):
     def describe(self) -> str: ...
 
 
-def _mixture(*, sources: Sequence[Mapping], split: str = 'train') -> Mixture:
-    return Mixture(sources=sources, table=SOURCES, split=split)
+def _mixture(
+    *,
+    sources: Sequence[Mapping],
+    weights: Sequence[float] = (),
+    repeats: Sequence[int] = (),
+    split: str = 'train',
+) -> Mixture:
+    return Mixture(sources=sources, table=SOURCES, weights=weights, repeats=repeats, split=split)
 
 
 SOURCES = {

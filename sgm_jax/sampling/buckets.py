@@ -26,6 +26,17 @@ SDXL = (
 )  # fmt: skip
 
 
+def around(base: tuple[int, int], multiple: int = 64) -> tuple[tuple[int, int], ...]:
+    """SDXL's shapes for a model of another size: about the area of `base`, sides in steps of `multiple`.
+
+    Shapes that become the same are there once.
+    """
+    if base[0] * base[1] == 1024**2 and multiple == 64:
+        return SDXL
+    ratios = [width / height for height, width in SDXL]
+    return tuple(dict.fromkeys(_of_area(base, ratio, multiple) for ratio in ratios))
+
+
 def nearest(
     aspect: str, base: tuple[int, int] = (1024, 1024), multiple: int = 64
 ) -> tuple[int, int]:
@@ -47,9 +58,13 @@ def nearest(
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f'aspect is {aspect!r}; give WIDTH:HEIGHT, such as 16:9') from error
     bucket = min(SDXL, key=lambda size: abs(math.log(size[1] / size[0] / ratio)))
-    area = base[0] * base[1]
-    if area == 1024**2:
+    if base[0] * base[1] == 1024**2:
         return bucket
+    return _of_area(base, ratio, multiple)
+
+
+def _of_area(base: tuple[int, int], ratio: float, multiple: int) -> tuple[int, int]:
+    area = base[0] * base[1]
     height, width = (area / ratio) ** 0.5, (area * ratio) ** 0.5
     whole = lambda side: max(multiple, math.floor(side / multiple + 0.5) * multiple)
     return whole(height), whole(width)

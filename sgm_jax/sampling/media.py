@@ -9,11 +9,11 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from sgm_jax.errors import UserError
@@ -55,14 +55,48 @@ def _opened(path: PathLike, convert: Callable[[Image.Image], Image.Image]) -> Im
     if not path.is_file():
         raise UserError(f'{path}: no such picture')
     try:
-        with Image.open(path) as opened:
+        return _decoded(path, convert)
+    except ValueError as error:
+        raise UserError(
+            f'{path}: not a readable picture (suffix {path.suffix or "none"}): {error}; '
+            'open and save it anew, e.g. as .png'
+        ) from error
+
+
+def decode_image(file: PathLike | BinaryIO) -> np.ndarray:
+    """As `read_image`, of a file or what was read of one; its content tells the format, not its name.
+
+    Raises:
+      ValueError: truncated, or not a picture; the message is the reason alone.
+    """
+    return np.asarray(_decoded(file, _to_rgb))
+
+
+def _decoded(
+    file: PathLike | BinaryIO, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    try:
+        with Image.open(file) as opened:
             return convert(ImageOps.exif_transpose(opened))
     except _PIL_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f'{path}: not a readable picture (suffix {path.suffix or "none"}): {reason}; '
-            'open and save it anew, e.g. as .png'
-        ) from error
+        raise ValueError(reason) from error
+
+
+def image_size(file: BinaryIO) -> tuple[int, int]:
+    """(height, width) of a picture as `decode_image` gives it, from its header.
+
+    Raises:
+      ValueError: not a picture.
+    """
+    try:
+        with Image.open(file) as opened:
+            width, height = opened.size
+            on_its_side = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except _PIL_ERRORS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(reason) from error
+    return (width, height) if on_its_side else (height, width)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
