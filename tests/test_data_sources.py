@@ -113,7 +113,7 @@ def test_cache_changes_no_number():
 
 def test_damaged_files_are_skipped_counted_and_named(numbered, caplog):
     reasons = write_damaged(numbered, numbered / 'good.mp4')
-    source = VideoClips(path=str(numbered), num_frames=8, height=16, width=24)
+    source = VideoClips(path=str(numbered), num_frames=8, height=16, width=24, max_damaged=1)
     assert [info.path for info in source.infos] == [str(numbered / 'good.mp4')]
     assert {path.rsplit('/')[-1] for path in source.skipped} == set(reasons)
     for path, reason in source.skipped.items():

@@ -100,8 +100,7 @@ class CaptionedPictures:
         self.skipped = dict(self.store.skipped)
         total = len(self.store) + len(self.store.damaged)
         self.damage = Damage(total, limit=max_damaged, what='picture')
-        for name, reason in self.store.damaged.items():
-            self.damage.add(name, reason)
+        self.damage.update(self.store.damaged)
         found, sizes = self._usable(min_size)
         for name, reason in self.skipped.items():
             LOG.warning('skipping a picture: %s: %s', name, reason)
@@ -166,8 +165,7 @@ class CaptionedPictures:
         if not min_size and not self.buckets:
             return numbers, np.zeros((len(numbers), 2), np.int32)
         sizes, wrong = picture_sizes(self.store, self.path)
-        for error in wrong.values():
-            self.damage.add(error.name, error.reason)
+        self.damage.update({error.name: error.reason for error in wrong.values()})
         shorter = sizes.min(1, initial=2**30)
         for number in np.flatnonzero((shorter > 0) & (shorter < min_size)):
             self.skipped[self.store.name(number)] = f'its shorter side is below {min_size}'

@@ -7,7 +7,6 @@ frame rate needs no special case. Decoding uses one thread per call: the pipelin
 import contextlib
 import dataclasses
 import fractions
-import logging
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
@@ -15,8 +14,6 @@ from concurrent import futures
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
-
-LOG = logging.getLogger(__name__)
 
 # A read that takes longer (a dead network mount) is an error, not a hang.
 TIMEOUT_SECONDS = 30.0
@@ -57,13 +54,12 @@ class VideoInfo:
 def index_videos(
     paths: Iterable[str | pathlib.Path], *, threads: int = 4
 ) -> tuple[list[VideoInfo], dict[str, str]]:
-    """The usable videos in the order given, and the reasons of those skipped, by path (logged too)."""
+    """The usable videos in the order given, and the reasons of those skipped, by path."""
     infos, skipped = [], {}
     with futures.ThreadPoolExecutor(threads) as pool:
         for found in pool.map(_info_or_error, paths):
             if isinstance(found, UnreadableVideoError):
                 skipped[found.path] = found.reason
-                LOG.warning('skipping a video: %s', found)
             else:
                 infos.append(found)
     return infos, skipped

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Mapping
 
 from sgm_jax.errors import UserError
 
@@ -39,11 +40,16 @@ class Damage:
         Raises:
           UserError: with it they are more than may be.
         """
+        self.update({name: reason})
+
+    def update(self, reasons: Mapping[str, str]) -> None:
+        """As `add`, of several at once."""
         with self._lock:
-            if name not in self.names:
-                self.names[name] = reason
-                LOG.warning('skipping a damaged %s: %s: %s', self.what, name, reason)
-            count, (first, why) = len(self.names), next(iter(self.names.items()))
+            for name, reason in reasons.items():
+                if name not in self.names:
+                    self.names[name] = reason
+                    LOG.warning('skipping a damaged %s: %s: %s', self.what, name, reason)
+            count, (first, why) = len(self.names), next(iter(self.names.items()), ('', ''))
         if count > self.allowed:
             raise UserError(
                 f'data: {count} of {self.total} {self.what}s cannot be used, more than '

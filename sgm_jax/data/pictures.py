@@ -7,12 +7,13 @@ import numpy as np
 
 from sgm_jax.config import build, plain
 from sgm_jax.data import files
+from sgm_jax.data.damage import Damage, DamagedError
 from sgm_jax.data.framing import Framing
 from sgm_jax.data.records import check_split
 from sgm_jax.data.videos import VideoClips
 from sgm_jax.errors import UserError
 from sgm_jax.sampling.inputs import to_float
-from sgm_jax.sampling.media import read_image
+from sgm_jax.sampling.media import decode_image
 
 LOG = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Pictures:
         crop_scale: tuple[float, float] = (0.3, 1.0),
         flip: bool = True,
         cache_bytes: int = 2**30,
+        max_damaged: float = 0.01,
     ):
         """Lists the pictures; those that cannot be read are logged and counted in `skipped`.
 
@@ -50,6 +52,7 @@ class Pictures:
           crop_scale: range of a random crop's side, 1 being the largest that fits; never enlarged.
           flip: mirror half of the crops.
           cache_bytes: the most that is kept decoded.
+          max_damaged: the share of damaged pictures that ends the run; see `sgm_jax.data.damage`.
 
         Raises:
           UserError: nothing usable at `path`, or options that make no sense.
@@ -67,11 +70,15 @@ class Pictures:
         self.framing = Framing(size=self.size, scale=crop_scale, flip=flip)
         self.skipped: dict[str, str] = {}
         self.paths, self._kept, kept_bytes = [], {}, 0
-        for place in files.list_pictures(path):
+        listed = files.list_pictures(path)
+        self.damage = Damage(len(listed), limit=max_damaged, what='picture')
+        damaged = {}
+        for place in listed:
             try:
                 pixels = self._read(place)
-            except UserError as error:
-                self._skip(place, str(error))
+            except DamagedError as error:
+                self.skipped[error.name] = error.reason
+                damaged[error.name] = error.reason
                 continue
             if min(p / s for p, s in zip(pixels.shape, self.size, strict=False)) < 1:
                 self._skip(place, f'its part for {split} is smaller than {height}x{width}')
@@ -80,6 +87,7 @@ class Pictures:
                 kept_bytes += pixels.nbytes
                 self._kept[len(self.paths)] = pixels
             self.paths.append(place)
+        self.damage.update(damaged)
         if not self.paths:
             name, reason = next(iter(self.skipped.items()))
             raise UserError(
@@ -97,7 +105,8 @@ class Pictures:
         """`jpg`, float32 (h, w, 3) in [-1, 1]."""
         part, file = divmod(index % len(self), len(self.paths))
         pixels = self._kept.get(file)
-        pixels = self._read(self.paths[file]) if pixels is None else pixels
+        if pixels is None:
+            pixels = self._read_or_next(file)
         if self.split == 'held_out':
             frame = self._spread(pixels, part)
         else:
@@ -117,10 +126,22 @@ class Pictures:
         return '\n'.join(lines)
 
     def _read(self, place) -> np.ndarray:
-        pixels = read_image(place)
+        try:
+            pixels = decode_image(place)
+        except ValueError as error:
+            raise DamagedError(str(place), f'not a readable picture ({error})') from error
         cut = round(pixels.shape[1] * (1 - self.fraction))
         part = pixels[:, :cut] if self.split == 'train' else pixels[:, cut:]
         return np.ascontiguousarray(part)
+
+    def _read_or_next(self, file: int) -> np.ndarray:
+        # All were good when they were listed; what breaks since is replaced by the next that is left.
+        for place in self.paths[file:] + self.paths[:file]:
+            try:
+                return self._read(place)
+            except DamagedError as error:
+                self.damage.add(error.name, error.reason)
+        raise UserError(f'data: none of the pictures at {self.path} can be read any more')
 
     def _spread(self, pixels: np.ndarray, part: int) -> np.ndarray:
         down, across = (p - s for p, s in zip(pixels.shape, self.size, strict=False))
@@ -149,6 +170,7 @@ class VideoFrames:
         crop_scale: tuple[float, float] = (0.5, 1.0),
         flip: bool = False,
         cache: bool = False,
+        max_damaged: float = 0.01,
     ):
         self.clips = VideoClips(
             path=path,
@@ -162,6 +184,7 @@ class VideoFrames:
             crop_scale=crop_scale,
             flip=flip,
             cache=cache,
+            max_damaged=max_damaged,
         )
 
     def __len__(self) -> int:

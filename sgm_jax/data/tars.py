@@ -168,7 +168,7 @@ def _index(entry: places.Entry) -> tuple[Groups, str]:
                     group[suffix.lower()] = (member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:
         if groups:
-            return groups, f'damaged after {len(groups)} examples ({error})'
+            return groups, f'cut short or damaged after {len(groups)} examples ({error})'
         return groups, f'not an uncompressed tar ({error}); unpack .gz first'
     except OSError as error:
         return groups, f'cannot be read ({error.strerror or error})'

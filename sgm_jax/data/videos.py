@@ -8,6 +8,7 @@ import threading
 import numpy as np
 
 from sgm_jax.data import clips, files
+from sgm_jax.data.damage import Damage
 from sgm_jax.data.framing import Framing
 from sgm_jax.data.records import rate_range, video_record
 from sgm_jax.errors import UserError
@@ -38,6 +39,7 @@ class VideoClips:
         flip: bool = False,
         cache: bool = False,
         cache_bytes: int = 2**30,
+        max_damaged: float = 0.01,
     ):
         """Lists and checks the videos; those that cannot be used are logged and counted in `skipped`.
 
@@ -58,6 +60,7 @@ class VideoClips:
           cache: keep the decoded files in memory, at the size the crops need, in the order of the list
             while they fit into `cache_bytes`. Records are the same with and without.
           cache_bytes: the most that is kept.
+          max_damaged: the share of damaged videos that ends the run; see `sgm_jax.data.damage`.
 
         Raises:
           UserError: nothing usable at `path`, or options that make no sense.
@@ -82,6 +85,8 @@ class VideoClips:
         )
         videos = files.list_videos(path)
         self.infos, self.skipped = clips.index_videos(videos)
+        self.damage = Damage(len(videos), limit=max_damaged, what='video')
+        self.damage.update(self.skipped)
         self._drop_short()
         self.failures = collections.Counter()
         self._lock = threading.Lock()
@@ -195,8 +200,7 @@ class VideoClips:
     def _count(self, error: clips.UnreadableVideoError) -> None:
         with self._lock:
             self.failures[error.path] += 1
-            if self.failures[error.path] == 1:
-                LOG.warning('skipping windows of a damaged video: %s', error)
+        self.damage.add(error.path, error.reason)
 
 
 class _DecodedFiles:
