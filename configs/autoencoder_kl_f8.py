@@ -63,6 +63,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'width': 256,
         'crop_scale': (0.5, 1.0),
         'flip': True,
+        'max_damaged': 0.01,
     }
     # Without decay this is Adam, sgm's default; 4.5e-6 for each picture of a batch.
     config.optimizer = {'name': 'adamw', 'learning_rate': 4.5e-6 * 64, 'weight_decay': 0.0}

@@ -96,6 +96,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'width': 256,
         'text': 'none',
         'classes': True,
+        'max_damaged': 0.01,
     }
     config.optimizer = {'name': 'adamw', 'learning_rate': 1e-4, 'weight_decay': 0.01}
     config.schedule = {'name': 'constant', 'warmup_steps': 10_000}

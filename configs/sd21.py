@@ -90,6 +90,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'height': size,
         'width': size,
         'text': 'sidecar',
+        'buckets': (),  # ('sdxl',) for pictures of all shapes
+        'max_damaged': 0.01,
     }
     config.optimizer = {
         'name': 'adamw',

@@ -72,6 +72,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'height': 1024,
         'width': 1024,
         'text': 'sidecar',
+        'buckets': (),  # ('sdxl',) for pictures of all shapes
+        'max_damaged': 0.01,
     }
     config.optimizer = {
         'name': 'adamw',

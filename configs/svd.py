@@ -67,6 +67,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'height': 576,
         'width': 1024,
         'frame_rates': (6, 30),
+        'max_damaged': 0.01,
     }
     config.optimizer = {
         'name': 'adamw',

@@ -16,14 +16,16 @@ LOG = logging.getLogger(__name__)
 
 
 def bucket_sizes(
-    buckets: str | tuple[tuple[int, int], ...], base: tuple[int, int], multiple: int
+    buckets: str | tuple, base: tuple[int, int], multiple: int
 ) -> tuple[tuple[int, int], ...]:
     """The sizes (height, width) that `data.buckets` means; none of them for no buckets."""
-    if buckets == 'sdxl':
+    # A flag makes a tuple of one word.
+    name = buckets[0] if len(buckets) == 1 and isinstance(buckets[0], str) else buckets
+    if name == 'sdxl':
         return shapes.around(base, multiple)
-    if isinstance(buckets, str):
-        if buckets:
-            raise UserError(f"data: buckets is {buckets!r}; give 'sdxl', or sizes (height, width)")
+    if isinstance(name, str):
+        if name:
+            raise UserError(f"data: buckets is {name!r}; give 'sdxl', or sizes (height, width)")
         return ()
     sizes = tuple(tuple(int(side) for side in size) for size in buckets)
     if any(len(size) != 2 or min(size) < 1 for size in sizes):
