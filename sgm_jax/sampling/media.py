@@ -92,7 +92,9 @@ def image_size(file: BinaryIO) -> tuple[int, int]:
     try:
         with Image.open(file) as opened:
             width, height = opened.size
-            on_its_side = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            # Pillow gives the size of a TIFF as it is shown already.
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            on_its_side = turned and opened.format != 'TIFF'
     except _PIL_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(reason) from error
