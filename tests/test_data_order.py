@@ -63,10 +63,7 @@ def test_workers_hosts_and_resumes_change_nothing(nodes, name):
     alone, states = take(source, 9, num_threads=0)
     for workers in (2, 8):
         assert_same(alone, take(source, 9, num_threads=workers)[0])
-    hosts = [
-        take(source, 9, batch_size=3, shard_index=s, shard_count=2, num_threads=2)[0]
-        for s in range(2)
-    ]
+    hosts = [take(source, 9, rows=range(s, 6, 2), num_threads=2)[0] for s in range(2)]
     for s, batches in enumerate(hosts):
         assert_same([{k: v[s::2] for k, v in batch.items()} for batch in alone], batches)
     for step, state in enumerate(states[:-1]):

@@ -1,7 +1,7 @@
 """The conditioner: all embedders, put together by rank, some of them left out at random."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,7 +91,8 @@ class GeneralConditioner(nnx.Module):
                 coin = self._coin(index, key)
             if coin is not None and slot.legacy_ucg_value is not None:
                 self._replace(batch, slot, coin)
-            for embedding in _embed(embedder, slot, batch, index, key):
+            found = _kept(batch, index) or _embed(embedder, slot, batch, index, key)
+            for embedding in found:
                 name = ', '.join(slot.keys)
                 if not slot.is_trainable:
                     embedding = jax.lax.stop_gradient(embedding)
@@ -112,7 +113,29 @@ class GeneralConditioner(nnx.Module):
     @property
     def reads(self) -> frozenset[str]:
         """All entries that it reads."""
-        return frozenset(key for slot in self.slots for key in slot.keys)
+        return self.reads_beside(())
+
+    def reads_beside(self, names: Iterable[str]) -> frozenset[str]:
+        """The entries that it reads of a batch which has entries of these names: those of `embeddings` do."""
+        names = set(names)
+        return frozenset(
+            key
+            for index, slot in enumerate(self.slots)
+            if f'embedded/{index}/0' not in names
+            for key in slot.keys
+        )
+
+    def embeddings(
+        self, batch: Mapping[str, jax.Array], indices: Sequence[int]
+    ) -> dict[str, jax.Array]:
+        """What some embedders make of a batch, as entries of another: their own are not needed then."""
+        return {
+            f'embedded/{index}/{number}': embedding
+            for index in indices
+            for number, embedding in enumerate(
+                _embed(self.embedders[index], self.slots[index], batch, index, None)
+            )
+        }
 
     def tokenize(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch on the host with the tokens of its prompts in place of the prompts."""
@@ -146,6 +169,12 @@ class GeneralConditioner(nnx.Module):
             for embedder, other in self._texts()
             if other == key
         }
+        for other, reader in enumerate(self.slots):
+            if key in reader.keys:
+                for number, kept in enumerate(_kept(batch, other)):
+                    dropped = coin(len(kept)).reshape(-1, *(1,) * (kept.ndim - 1))
+                    name = f'{other}/{number}'
+                    batch[f'embedded/{name}'] = jnp.where(dropped, batch[f'empty/{name}'], kept)
         for name, constant in (values or {key: value}).items():
             if name in batch:
                 x = jnp.asarray(batch[name])
@@ -184,6 +213,14 @@ def _embed(
         drawn['key'] = None if key is None else jax.random.fold_in(key, 2**16 + index)
     found = embedder(*(batch[name] for name in keys), **drawn)
     return found if isinstance(found, (tuple, list)) else (found,)
+
+
+def _kept(batch: Mapping, index: int) -> list[jax.Array]:
+    """What an embedder made of the batch before; see `GeneralConditioner.embeddings`."""
+    found = []
+    while (name := f'embedded/{index}/{len(found)}') in batch:
+        found.append(batch[name])
+    return found
 
 
 def _zeroed(embedding: jax.Array, dropped: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Folders of pictures, with captions in picture.txt beside picture.jpg or in a table (metadata.jsonl)."""
 
+import functools
 import pathlib
 import posixpath
 from collections.abc import Sequence
@@ -36,12 +37,17 @@ class Folder:
                 f'{", ".join(files.PICTURE_SUFFIXES)}'
             )
         # Of all pictures: a missing caption must not number the classes anew.
-        names = sorted({self._class(entry.path) for entry in pictures} - {None})
-        self.labels = {name: index for index, name in enumerate(names)}
+        self._pictures = [entry.path for entry in pictures]
         self._tables, self._sidecars = self._find(listed, caption) if wants_text else ({}, set())
         if wants_text:
             pictures = [entry for entry in pictures if self._has_text(entry.path)]
         self._entries = pictures
+
+    @functools.cached_property
+    def labels(self) -> dict[str, int]:
+        """The classes, numbered in their order."""
+        names = sorted({self._class(path) for path in self._pictures} - {None})
+        return {name: index for index, name in enumerate(names)}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -75,9 +81,11 @@ class Folder:
         paths = {entry.path for entry in listed}
         found = {}
         for path in sorted(path for path in paths if posixpath.basename(path) in tables.NAMES):
+            folder = posixpath.dirname(path)
             for name, text in tables.captions(path, caption).items():
-                place = posixpath.normpath(name)
-                place = f'{posixpath.dirname(path)}/{place}'
+                # Most names are plain, and there may be a million of them.
+                plain = name if './' not in name else posixpath.normpath(name)
+                place = f'{folder}/{plain}'
                 if place not in paths:
                     self.skipped[place] = f'named in {path}, and not there'
                 found[place] = text

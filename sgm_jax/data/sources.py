@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sgm_jax.data.cached_latents import CachedLatents
 from sgm_jax.data.captioned import CaptionedPictures
 from sgm_jax.data.labelled import Labelled
 from sgm_jax.data.orbits import Orbits
@@ -44,6 +45,7 @@ SOURCES = {
     'video_frames': VideoFrames,
     'captioned_pictures': CaptionedPictures,
     'labelled': Labelled,
+    'cached_latents': CachedLatents,
     'orbits': Orbits,
     'mixture': _mixture,
 }

@@ -3,7 +3,7 @@
 A store lists its examples once, and reads any of them by number, from any number of threads.
 """
 
-import pathlib
+import posixpath
 from typing import Protocol
 
 from sgm_jax.config import lookup
@@ -82,7 +82,7 @@ def open_store(
 
 def recognise(listed: list[places.Entry]) -> str:
     """The format of the files: by their names."""
-    names = [pathlib.PurePosixPath(entry.path).name for entry in listed]
+    names = [posixpath.basename(entry.path) for entry in listed]
     if any('.array_record' in name for name in names):
         return 'array_record'
     if any(name in ('state.json', 'dataset_dict.json') for name in names):

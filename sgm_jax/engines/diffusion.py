@@ -17,6 +17,7 @@ from sgm_jax.diffusion.families import make
 from sgm_jax.diffusion.guiders import guide
 from sgm_jax.diffusion.loss import StandardDiffusionLoss
 from sgm_jax.diffusion.samplers import Sampler
+from sgm_jax.engines.caching import fingerprint
 from sgm_jax.engines.model import DiffusionModel, build_model, check_pixels
 from sgm_jax.engines.protocol import Gradients, Players, gradients_of
 from sgm_jax.engines.sampling import Sampling
@@ -42,6 +43,7 @@ class DiffusionEngine:
     task: Task
     sampling: Sampling
     weights: Weights
+    encoders: tuple = ()
 
     @classmethod
     def from_config(
@@ -95,6 +97,7 @@ class DiffusionEngine:
                 first_stage_checkpoint=first_stage_checkpoint,
                 from_scratch=from_scratch,
             ),
+            encoders=(first_stage, *(n for n in conditioner if not n.get('is_trainable', False))),
         )
 
     # Training.
@@ -112,6 +115,9 @@ class DiffusionEngine:
         return self.weights.trainable()
 
     def check(self, record: Mapping[str, np.ndarray]) -> None:
+        if 'moments' in record:
+            self._check_cached(record)
+            return
         shape, num_frames = record['jpg'].shape, self.task.num_frames
         if len(shape) != (3 if num_frames is None else 4):
             wanted = 'pictures' if num_frames is None else 'clips'
@@ -125,7 +131,10 @@ class DiffusionEngine:
                 'give both the same value'
             )
         check_pixels(self.factor, *shape[-3:-1])
-        wanted = self.structure.shape.conditioner.reads
+        self._check_told(record)
+
+    def _check_told(self, record: Mapping[str, np.ndarray]) -> None:
+        wanted = self.structure.shape.conditioner.reads_beside(record)
         missing = sorted(wanted - set(self.task.makes) - set(record))
         if missing:
             raise UserError(
@@ -133,11 +142,29 @@ class DiffusionEngine:
                 f'{", ".join(sorted(record))}; choose another source, or its options'
             )
 
+    def _check_cached(self, record: Mapping[str, np.ndarray]) -> None:
+        if self.task.num_frames is not None:
+            raise UserError('data: a cache of latents is of pictures, and model.task needs clips')
+        if str(record['fingerprint']) != self.fingerprint:
+            raise UserError(
+                f'data: the cache was made by other encoders ({record["fingerprint"]}) than this '
+                f"model's ({self.fingerprint}); make it anew with python -m sgm_jax.tools.cache_latents"
+            )
+        factor = self.first_stage_factor
+        check_pixels(self.factor, *(factor * side for side in record['moments'].shape[:2]))
+        self._check_told(record)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the frozen encoders, by their config and their files."""
+        files = (self.weights.checkpoint, self.weights.first_stage_checkpoint)
+        return fingerprint(plain(self.encoders), *files)
+
     def prepare(self, batch: Batch) -> dict[str, Any]:
         """Prompts become tokens, and words that nobody reads are left out."""
         told = self._tokenize({k: v for k, v in batch.items() if k != 'jpg'})
         told = {k: v for k, v in told.items() if np.asarray(v).dtype.kind not in 'OSU'}
-        return {'jpg': batch['jpg'], **told}
+        return {**({'jpg': batch['jpg']} if 'jpg' in batch else {}), **told}
 
     def turn(self, step: int) -> str:
         """There is one player."""
@@ -154,9 +181,14 @@ class DiffusionEngine:
         """A scalar to minimise and scalars to log; traceable."""
         model = self.structure.merge(params, frozen)
         task_key, encode_key, drop_key, noise_key, dropout_key = jax.random.split(key, 5)
-        examples, num_frames = len(batch['jpg']), self.task.num_frames
-        x, told = self.task.training_batch(batch, task_key)
-        z = jax.lax.stop_gradient(model.encode(x, encode_key))
+        num_frames = self.task.num_frames
+        if 'moments' in batch:
+            told = {k: v for k, v in batch.items() if k != 'moments'}
+            z, examples = model.latents(batch['moments'], encode_key), len(batch['moments'])
+        else:
+            x, told = self.task.training_batch(batch, task_key)
+            z, examples = model.encode(x, encode_key), len(batch['jpg'])
+        z = jax.lax.stop_gradient(z)
         cond = model.condition(told, key=drop_key, **self._video(examples))
         denoise = self._denoise(model, key=dropout_key)
         losses, _ = self.objective(noise_key, denoise, z, cond, num_frames=num_frames)

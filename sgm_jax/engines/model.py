@@ -45,11 +45,16 @@ class DiffusionModel(nnx.Module):
         """Images (n, h, w, 3) in [-1, 1] to scaled latents: drawn, or the likeliest without a key."""
         if self.first_stage is None:
             return x
-        posterior = DiagonalGaussian.of(self._moments(x))
+        return self.latents(self.moments(x), key)
+
+    def latents(self, moments: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Scaled latents of `moments`: drawn, or the likeliest without a key."""
+        posterior = DiagonalGaussian.of(moments)
         z = posterior.mode() if key is None else posterior.sample(key)
         return z * self.scale_factor
 
-    def _moments(self, x: jax.Array) -> jax.Array:
+    def moments(self, x: jax.Array) -> jax.Array:
+        """Mean and log-variance (n, h, w, 2 z) of images' latents, not scaled."""
         chunk, encode = self.encode_chunk, self._encoder().encode
         if not chunk or len(x) <= chunk or len(x) % chunk:
             return encode(x)

@@ -1,0 +1,231 @@
+"""Runs a model's frozen encoders over its pictures once, for training to read what they made.
+
+python -m sgm_jax.tools.cache_latents --config configs/sdxl_base.py --output /data/sdxl_cache
+    --config.model.checkpoint=sd_xl_base_1.0.safetensors --config.data.path=/pictures [--visits 4]
+python train.py --config configs/sdxl_base.py ... --config.data.name=cached_latents --config.data.path=...
+
+Files appear whole or not at all; the same command again makes those that are missing. Several processes
+share the work with --host 0 --hosts 4 (to 3).
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+from absl import flags
+
+from sgm_jax import cli
+
+CONFIG = cli.define_config("the model's, and the pictures' (config.data)")
+OUTPUT = flags.DEFINE_string('output', None, 'folder of the cache')
+VISITS = flags.DEFINE_integer('visits', 1, 'crops of each picture', lower_bound=1)
+BATCH = flags.DEFINE_integer('batch_size', 8, 'pictures encoded at once', lower_bound=1)
+SHARD = flags.DEFINE_integer('shard_size', 512, 'records of a file', lower_bound=1)
+HOST = flags.DEFINE_integer('host', 0, 'number of this process, below --hosts', lower_bound=0)
+HOSTS = flags.DEFINE_integer('hosts', 1, 'processes that share the work', lower_bound=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """A cache to be: what is read, what encodes it, and where it goes."""
+
+    engine: object
+    frozen: object
+    source: object
+    encode: object
+    seed: int
+    folder: pathlib.Path
+
+
+def main() -> int:
+    from sgm_jax.errors import UserError
+
+    if CONFIG.value is None or not OUTPUT.value:
+        raise UserError('give --config FILE.py and --output FOLDER')
+    if HOST.value >= HOSTS.value:
+        raise UserError(f'--host is {HOST.value}; give a number below --hosts={HOSTS.value}')
+    import jax
+
+    from sgm_jax.data import pipeline
+    from sgm_jax.data.cached_latents import EMPTY
+    from sgm_jax.engines import DiffusionEngine, build
+    from sgm_jax.engines.caching import make_encoder
+
+    config, folder = CONFIG.value, pathlib.Path(OUTPUT.value).expanduser()
+    engine = build(config)
+    if not isinstance(engine, DiffusionEngine) or engine.task.num_frames is not None:
+        raise UserError('a cache is made for diffusion models of pictures')
+    if engine.structure.shape.first_stage is None:
+        raise UserError('this model works on pixels: there is nothing to keep')
+    sources = {
+        split: pipeline.make_source(config.data, split=split) for split in ('train', 'held_out')
+    }
+    if getattr(sources['train'], 'buckets', ()):
+        raise UserError('data.buckets: a cache holds pictures of one size; make one for each size')
+    engine.check(sources['train'].record(0, None))
+    lengths = {
+        'train': len(sources['train']) * VISITS.value,
+        'held_out': min(_HELD_OUT, len(sources['held_out'])),
+    }
+    shards = {split: -(-length // SHARD.value) for split, length in lengths.items()}
+    _settle(folder, engine, config, sources['train'], shards)
+    work = Work(
+        engine=engine,
+        frozen=jax.device_put(engine.init_frozen(jax.random.key(config.seed))),
+        source=sources['train'],
+        encode=make_encoder(engine.structure),
+        seed=config.seed,
+        folder=folder,
+    )
+    if HOST.value == 0 and not (folder / EMPTY).is_file():
+        _write_empty(work)
+    for split in ('held_out', 'train'):
+        records = _pictures(sources[split]) if split == 'held_out' else None
+        for number in range(HOST.value, shards[split], HOSTS.value):
+            indices = range(number * SHARD.value, min((number + 1) * SHARD.value, lengths[split]))
+            made = map(records, indices) if records else _encoded(work, indices)
+            _write(folder, split, number, shards[split], made)
+    print(f'{lengths["train"]} records in {folder}; train with:')
+    print(f'  --config.data.name=cached_latents --config.data.path={folder}')
+    return 0
+
+
+# For the pictures that a run logs.
+_HELD_OUT = 64
+
+
+def _settle(folder: pathlib.Path, engine, config, source, shards: dict[str, int]) -> None:
+    """Writes what the cache is made of, or compares it with what is there."""
+    from sgm_jax.config import plain
+    from sgm_jax.data.cached_latents import SETTINGS, read_settings
+    from sgm_jax.errors import UserError
+    from sgm_jax.interop.whole_files import whole
+
+    wanted = {
+        'fingerprint': engine.fingerprint,
+        'data': json.loads(json.dumps(plain(config.data))),
+        'seed': config.seed,
+        'visits': VISITS.value,
+        'shard_size': SHARD.value,
+        'shards': shards,
+        'described': source.describe().splitlines()[0],
+    }
+    if (folder / SETTINGS).is_file():
+        there = read_settings(folder)
+        other = sorted(key for key in wanted if there.get(key) != wanted[key])
+        if other:
+            raise UserError(
+                f'{folder}: the cache there was made with another {", ".join(other)}; choose another '
+                '--output, or remove it'
+            )
+        return
+    with whole(folder / SETTINGS) as file:
+        file.write(json.dumps(wanted, indent=1).encode())
+
+
+def _pictures(source):
+    """Held-out records as they are: a run shows them beside its samples."""
+    return lambda index: source.record(index, None)
+
+
+def _encoded(work: Work, indices: range) -> Iterator[dict[str, np.ndarray]]:
+    """Records of the train split, encoded batch by batch; files are read ahead by threads."""
+    from sgm_jax.errors import UserError
+
+    length = len(work.source)
+    read = lambda index: work.source.record(
+        index % length, np.random.default_rng([work.seed, index])
+    )
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for group in _grouped(indices, BATCH.value):
+            records = list(pool.map(read, group))
+            # The last batch is filled up, for one compiled shape.
+            padded = records + records[-1:] * (BATCH.value - len(records))
+            batch = {key: np.stack([record[key] for record in padded]) for key in padded[0]}
+            made = work.encode(work.frozen, work.engine.prepare(batch))
+            made = {key: np.asarray(value) for key, value in made.items()}
+            read_still = work.engine.structure.shape.conditioner.reads_beside(made)
+            for place, (index, record) in enumerate(zip(group, records, strict=True)):
+                kept = {key: value for key, value in record.items() if key in read_still}
+                kept |= {key: value[place] for key, value in made.items()}
+                broken = [k for k, v in kept.items() if _is_float(v) and not np.isfinite(v).all()]
+                if broken:
+                    raise UserError(
+                        f'record {index} of the data: {", ".join(broken)} is not finite; the encoder '
+                        'overflows (use float32 for model.first_stage) or its weights are broken'
+                    )
+                yield kept
+
+
+def _is_float(value) -> bool:
+    kind = np.asarray(value).dtype
+    return kind.kind == 'f' or kind.name == 'bfloat16'
+
+
+def _grouped(indices: range, count: int) -> Iterator[list[int]]:
+    found = iter(indices)
+    while group := list(itertools.islice(found, count)):
+        yield group
+
+
+def _write_empty(work: Work) -> None:
+    """What the encoders make of the values that replace dropped entries (the empty prompt)."""
+    from sgm_jax.data.cached_latents import EMPTY
+    from sgm_jax.engines.caching import frozen_embedders
+    from sgm_jax.interop.whole_files import whole
+
+    conditioner = work.engine.structure.shape.conditioner
+    values = {
+        slot.input_key: slot.legacy_ucg_value
+        for slot in conditioner.slots
+        if slot.legacy_ucg_value is not None
+    }
+    record = {k: v for k, v in work.source.record(0, None).items() if k != 'jpg'}
+    record |= {key: np.asarray(value) for key, value in values.items()}
+    batch = {key: np.asarray(value)[None] for key, value in record.items()}
+    made = work.encode(work.frozen, work.engine.prepare(batch))
+    replaced = {
+        index
+        for index in frozen_embedders(work.engine.structure)
+        if set(conditioner.slots[index].keys) & set(values)
+    }
+    empty = {
+        f'empty/{name.removeprefix("embedded/")}': np.asarray(value)[0]
+        for name, value in made.items()
+        if name.startswith('embedded/') and int(name.split('/')[1]) in replaced
+    }
+    with whole(work.folder / EMPTY) as file:
+        np.savez(file, **empty)
+
+
+def _write(folder: pathlib.Path, split: str, number: int, count: int, made: Iterator[dict]) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    from sgm_jax.data import packed
+    from sgm_jax.data.cached_latents import shard_path
+
+    place = shard_path(folder, split, number, count)
+    if place.is_file():
+        return
+    part = place.with_name(f'.{place.name}.{uuid.uuid4().hex[:8]}')
+    try:
+        writer = ArrayRecordWriter(str(part), 'group_size:1')
+        try:
+            for record in made:
+                writer.write(packed.pack(record))
+        finally:
+            writer.close()
+        os.replace(part, place)
+    finally:
+        part.unlink(missing_ok=True)
+    print(f'{place.name} is written')
+
+
+if __name__ == '__main__':
+    cli.run(main)
