@@ -19,12 +19,13 @@ EVERYTHING = sorted(
     for path in (ROOT / folder).rglob('*.py')
 ) + sorted(ROOT.glob('*.py'))
 
-LEAVES = {'errors', 'config'}
+LEAVES = {'errors', 'config', 'platforms'}
 FROM_NETWORKS_UP = {'networks', 'diffusion', 'conditioning', 'engines', 'parallel', 'interop'}
 # Which rooms a room may import, beside itself and the leaves. Rooms that aren't here may import anything.
 ALLOWED = {
     'errors': set(),
     'config': set(),
+    'platforms': set(),
     'networks': set(),
     'diffusion': set(),
     'conditioning': {'networks', 'diffusion'},

@@ -114,6 +114,12 @@ class AutoencodingEngine:
             frozen['perceptual'] = self._perceptual
         return frozen
 
+    def frozen_shapes(self, *, training: bool = True) -> PyTree:
+        shapes = {'autoencoder': self.structure.abstract[2]}
+        if training and self.objective.perceptual_weight:
+            shapes['perceptual'] = self._lpips.abstract[2]
+        return shapes
+
     def pretrained(self) -> PyTree | None:
         if not self.checkpoint:
             return None

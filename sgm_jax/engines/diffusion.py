@@ -111,6 +111,9 @@ class DiffusionEngine:
     def init_frozen(self, key: jax.Array, *, training: bool = True) -> PyTree:
         return self.weights.frozen()
 
+    def frozen_shapes(self, *, training: bool = True) -> PyTree:
+        return self.structure.abstract[2]
+
     def pretrained(self) -> PyTree | None:
         return self.weights.trainable()
 
@@ -384,6 +387,41 @@ class DiffusionEngine:
             return images.reshape(*clips.shape[:2], *images.shape[1:])
 
         return jit(decode)
+
+    def trace_sampling(
+        self, params: PyTree, frozen: PyTree, batch: Batch, *, count: int, place: Callable
+    ) -> dict[str, Any]:
+        """The programs of `count` samples, traced from shapes: a 'step' of the sampler and 'decode'.
+
+        `batch` is of training; `place` gives a tree of shapes its sharding.
+        """
+        settings = self.sampling
+        size = self.latent_size((settings.height, settings.width))
+        told = {k: v for k, v in batch.items() if k != 'jpg'}
+        if self.task.num_frames is not None:
+            frame = jax.ShapeDtypeStruct((count, settings.height, settings.width, 3), jnp.float32)
+            made = lambda frames: conditioning_frames(frames, jnp.ones(count), jax.random.key(0))
+            told |= jax.eval_shape(made, frame)
+        zero = {name: jax.ShapeDtypeStruct((), bool) for name in settings.zero}
+        cond = place(jax.eval_shape(self._condition, params, frozen, told, zero))
+        frames = self.task.num_frames or 1
+        z = jax.ShapeDtypeStruct((count * frames, *size, self.latent_channels), jnp.float32)
+        plan = settings.sampler.plan(settings.discretization.sigmas(settings.steps))
+        scalars = {name: values[0] for name, values in plan.items()}
+        carry = place(jax.eval_shape(settings.sampler.init, z))
+        step = self._step(settings.sampler).trace(
+            params,
+            frozen,
+            cond,
+            cond if settings.guided else None,
+            place(settings.guider.scales()),
+            carry,
+            place(scalars),
+            place(z) if settings.sampler.stochastic else None,
+        )
+        chunk = min(settings.decode_chunk or frames, frames)
+        clips = place(jax.ShapeDtypeStruct((count, chunk, *size, z.shape[-1]), jnp.float32))
+        return {'step': step, 'decode': self._decode.trace(params, frozen, clips)}
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the latents of images of `size`."""

@@ -76,6 +76,10 @@ class Engine(Protocol):
         """Trainable parameters to start from, read from their files on the host; None: from `init`."""
         ...
 
+    def frozen_shapes(self, *, training: bool = True) -> PyTree:
+        """Shapes of `init_frozen`, which needs no files."""
+        ...
+
     def check(self, record: Mapping[str, np.ndarray]) -> None:
         """Raises a UserError if an example (without a batch axis) does not fit the model."""
         ...

@@ -11,6 +11,7 @@ from flax import nnx
 
 from sgm_jax.networks.derivatives import feed_forward
 from sgm_jax.networks.layers import Keys, dropout, fold, layer_norm, linear
+from sgm_jax.platforms import platform
 
 # Below this many keys the scores are small: one batched matrix product beats a loop.
 _FEW_KEYS = 256
@@ -45,7 +46,7 @@ def attend(
         return jnp.broadcast_to(v, (*q.shape[:-1], v.shape[-1]))
     if implementation == 'auto':
         implementation = {'cpu': 'blockwise', 'gpu': 'cudnn', 'tpu': 'splash'}.get(
-            jax.default_backend(), 'xla'
+            platform(), 'xla'
         )
     if implementation not in ATTENTION:
         raise ValueError(f'unknown attention {implementation!r}; choose one of {sorted(ATTENTION)}')
@@ -160,9 +161,32 @@ def _splash(q, k, v, bias, causal):
     queries, keys, d = q.shape[1], k.shape[1], q.shape[-1]
     if queries % 128 or keys % 128 or d % 64 or bias is not None:
         return _xla(q, k, v, bias, causal)
-    kernel = _splash_kernel(queries, keys, q.shape[2], causal)
+    kernel = jax.vmap(_splash_kernel(queries, keys, q.shape[2], causal))
     move = lambda x: x.transpose(0, 2, 1, 3)
-    return move(jax.vmap(kernel)(move(q * d**-0.5), move(k), move(v)))
+    return move(_over_batch(kernel)(move(q * d**-0.5), move(k), move(v)))
+
+
+def _over_batch(kernel: Callable) -> Callable:
+    """A kernel on arrays (batch, ...), of which each device does the part that it has.
+
+    XLA does not look into kernels, so it cannot split them; where no axes of the mesh divide the batch,
+    every device does all of it.
+    """
+
+    def run(*arrays):
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.size == 1:
+            return kernel(*arrays)
+        axes, count = [], 1
+        for name, size in mesh.shape.items():
+            if len(arrays[0]) % (count * size) == 0:
+                axes.append(name)
+                count *= size
+        spec = jax.sharding.PartitionSpec(tuple(axes))
+        split = jax.shard_map(kernel, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+        return split(*arrays)
+
+    return run
 
 
 def _splash_kernel(queries: int, keys: int, heads: int, causal: bool) -> Callable:

@@ -12,6 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from sgm_jax.platforms import platform
+
 
 def _after(g: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The same arrays, for what a gradient computes again: not before the cotangent g is there.
@@ -22,7 +24,7 @@ def _after(g: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     be NaN (and then so may the gradient).
     """
     arrays = jax.lax.optimization_barrier((*arrays, g))[:-1]
-    if jax.default_backend() != 'cpu':
+    if platform() != 'cpu':
         return arrays
     zero = 0 * g[(0,) * g.ndim]
     return tuple(array + zero.astype(array.dtype) for array in arrays)

@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from sgm_jax.platforms import platform
+
 OPTIONS = {
     'cpu': {
         # Leaves out the slower of XLA's two convolution libraries: a 3x3 convolution takes half to two
@@ -21,4 +23,4 @@ OPTIONS = {
 
 def jit(function: Callable, **options: Any) -> Callable:
     """jax.jit with the platform's compiler options."""
-    return jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend()), **options)
+    return jax.jit(function, compiler_options=OPTIONS.get(platform()), **options)

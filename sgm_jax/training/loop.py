@@ -8,7 +8,7 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -104,8 +104,10 @@ class Setup:
     step: Callable
 
     @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict) -> 'Setup':
-        """Checks the config on the way.
+    def from_config(
+        cls, config: ml_collections.ConfigDict, devices: Sequence | None = None
+    ) -> 'Setup':
+        """Checks the config on the way. `devices`, by default all of JAX's, may be ones that are not here.
 
         Raises:
           UserError: whatever in the config does not fit.
@@ -117,7 +119,7 @@ class Setup:
         if 'learning_rate' not in config.optimizer:
             raise UserError("optimizer: missing 'learning_rate'")
         options = call(Options, config.train, where='train')
-        mesh = meshes.make_mesh(plain(config.get('mesh', {'data': -1})))
+        mesh = meshes.make_mesh(plain(config.get('mesh', {'data': -1})), devices)
         meshes.check_batch(options.batch_size, mesh)
         engine = build_engine(config)
         schedule = make_schedule(

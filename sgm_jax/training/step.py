@@ -60,9 +60,11 @@ def make_step(
 
     `rates` are learning rates by the steps of either optimizer, which makes one when it is its turn. Each of
     the engine's turns is compiled when it first comes. The state is donated. All randomness is a
-    function of the base key and the step.
+    function of the base key and the step. `.trace` takes the same arguments, or their shapes, and compiles
+    ahead: `.trace(...).lower().compile()`.
     """
-    whole = meshes.replicated(wanted.step.sharding.mesh)
+    mesh = wanted.step.sharding.mesh
+    whole = meshes.replicated(mesh)
 
     def step(
         turn: str,
@@ -72,7 +74,9 @@ def make_step(
         base_key: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(base_key, state.step)
-        gradients = engine.gradients(turn, state.players, frozen, batch, key)
+        # What is traced in here can ask for the mesh: kernels that XLA cannot split do.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            gradients = engine.gradients(turn, state.players, frozen, batch, key)
         after = apply_gradients(state, gradients, optimizers, average)
         logs = {**gradients.logs, 'ema_decay': average.decay(after.step)}
         for prefix, rate, found, opt_state in (
@@ -92,15 +96,16 @@ def make_step(
             out_shardings=(meshes.shardings(wanted), whole),
         )
 
-    if jax.process_count() == 1:
-        return lambda turn, *arguments: compiled(turn)(*arguments)
     ready = {}
 
-    def together(turn: str, *arguments: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def run(turn: str, *arguments: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        if jax.process_count() == 1:
+            return compiled(turn)(*arguments)
         if turn not in ready:
             ready[turn] = compiled(turn).lower(*arguments).compile()
             # The first collective does not wait as long as another host may compile.
             agreement.wait_for_all('compiled')
         return ready[turn](*arguments)
 
-    return together
+    run.trace = lambda turn, *arguments: compiled(turn).trace(*arguments)
+    return run

@@ -1,0 +1,5 @@
+"""placeholder"""
+
+
+def xla_flags():
+    return ''

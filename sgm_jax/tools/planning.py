@@ -1,0 +1,287 @@
+"""Compiling a config's very programs for hardware that may not be here, and what that tells."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from sgm_jax.config import plain
+from sgm_jax.engines import Engine
+from sgm_jax.engines import build as build_engine
+from sgm_jax.errors import UserError
+from sgm_jax.parallel import flops, hlo
+from sgm_jax.parallel import mesh as meshes
+from sgm_jax.parallel.topologies import Topology
+from sgm_jax.platforms import target
+from sgm_jax.training.loop import Setup
+
+PyTree = Any
+Shape = jax.ShapeDtypeStruct
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """One program, as one device sees it. Bytes, FLOPs and seconds are of one run.
+
+    Attributes:
+      arguments, outputs, temporaries, code, peak: bytes, XLA's memory_analysis. Outputs are those that take
+        no argument's place.
+      flops: of its share of the matrix products and convolutions; again: of these, done twice (remat).
+      accessed: bytes read and written, XLA's cost_analysis; 0 where it has none.
+      cycles, kernel_flops: what the estimate of seconds rests on: the compiler's, and what it has none for.
+      collectives: by kind: count, size, sent.
+      custom_calls: by target, how often.
+      seconds: to compile.
+      needed: where it did not fit, the bytes that the compiler says it needs.
+    """
+
+    arguments: float = 0.0
+    outputs: float = 0.0
+    temporaries: float = 0.0
+    code: float = 0.0
+    peak: float = 0.0
+    flops: float = 0.0
+    again: float = 0.0
+    accessed: float = 0.0
+    cycles: float = 0.0
+    kernel_flops: float = 0.0
+    collectives: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    custom_calls: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    open_loops: int = 0
+    seconds: float = 0.0
+    needed: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a config's training, or sampling, takes on each device of a topology.
+
+    Attributes:
+      work: 'train' or 'sample'; topology: as it was asked for; settings: what was chosen, by config key.
+      parts: bytes on a device by what they are: parameters, average, optimizer, frozen, batch.
+      programs: by name; runs: how often each runs for one step, or one sample.
+    """
+
+    work: str
+    topology: str
+    devices: int
+    batch_size: int
+    mesh: Mapping[str, int]
+    settings: Mapping[str, Any]
+    parts: Mapping[str, float]
+    programs: Mapping[str, Compiled]
+    runs: Mapping[str, int]
+
+
+def plan_training(config: ml_collections.ConfigDict, topology: Topology) -> Plan:
+    """Compiles the train step of a config for a topology, with its mesh and its batch.
+
+    Raises:
+      UserError: whatever does not fit together, or the topology's compiler is not there.
+    """
+    devices = topology.devices()
+    with target(topology.platform):
+        setup = Setup.from_config(config, devices)
+        engine, mesh = setup.engine, setup.mesh
+        whole = meshes.replicated(mesh)
+        frozen = _placed(engine.frozen_shapes(), whole)
+        batch = _placed(batch_shapes(engine, config), meshes.over_batch(mesh))
+        key = _placed(jax.eval_shape(lambda: jax.random.key(0)), whole)
+        # The last turn: of an adversarial training, one with all players.
+        turn = engine.turn(config.train.steps - config.train.steps % 2)
+        program = compiled(setup.step.trace(turn, setup.wanted, frozen, batch, key), topology)
+    state = setup.wanted
+    players = state.adversary.params if state.adversary else None
+    parts = {
+        'parameters': held(state.params) + held(players),
+        'average': held(state.ema_params),
+        'optimizer': held(state.opt_state) + held(state.adversary_opt_state),
+        'frozen': held(frozen),
+        'batch': held(batch),
+    }
+    return Plan(
+        work='train',
+        topology=topology.name,
+        devices=topology.size,
+        batch_size=setup.options.batch_size,
+        mesh=dict(mesh.shape),
+        settings=settings(config),
+        parts=parts,
+        programs={'step': program},
+        runs={'step': 1},
+    )
+
+
+def plan_sampling(config: ml_collections.ConfigDict, topology: Topology, *, count: int = 1) -> Plan:
+    """Compiles what sample.py runs for `count` samples, on one device of the topology.
+
+    The denoiser's step with its guidance, and the decoder; the weights of all parts stay on the device.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(topology.one().devices()[0])
+    place = lambda tree: _placed(tree, sharding)
+    with target(topology.platform):
+        engine = build_engine(config)
+        if not hasattr(engine, 'trace_sampling'):
+            return _plan_reconstruction(engine, config, topology, count, place)
+        batch = batch_shapes(engine, config, count)
+        weights = (
+            place(jax.eval_shape(engine.init, jax.random.key(0))),
+            place(engine.frozen_shapes(training=False)),
+        )
+        traced = engine.trace_sampling(*weights, batch, count=count, place=place)
+        programs = {name: compiled(x, topology) for name, x in traced.items()}
+    steps = len(engine.sampling.sampler.plan(_sigmas(engine))['sigma'])
+    chunk = engine.sampling.decode_chunk or (engine.task.num_frames or count)
+    chunks = -(-(engine.task.num_frames or count) // chunk)
+    return Plan(
+        work='sample',
+        topology=topology.name,
+        devices=1,
+        batch_size=count,
+        mesh={},
+        settings=settings(config),
+        parts={'parameters': held(weights[0]), 'frozen': held(weights[1])},
+        programs=programs,
+        runs={'step': steps, 'decode': chunks},
+    )
+
+
+def _sigmas(engine) -> np.ndarray:
+    return engine.sampling.discretization.sigmas(engine.sampling.steps)
+
+
+def _plan_reconstruction(engine, config, topology, count, place) -> Plan:
+    params = place(jax.eval_shape(engine.init, jax.random.key(0)))
+    frozen = place(engine.frozen_shapes(training=False))
+    pictures = place(batch_shapes(engine, config, count)['jpg'])
+    pictures = Shape((count, *pictures.shape[-3:]), np.float32, sharding=pictures.sharding)
+    encode = jax.jit(engine.encode).trace(params, frozen, pictures)
+    latents = place(jax.eval_shape(engine.encode, params, frozen, pictures))
+    decode = jax.jit(engine.decode).trace(params, frozen, latents)
+    return Plan(
+        work='sample',
+        topology=topology.name,
+        devices=1,
+        batch_size=count,
+        mesh={},
+        settings=settings(config),
+        parts={'parameters': held(params), 'frozen': held(frozen)},
+        programs={'encode': compiled(encode, topology), 'decode': compiled(decode, topology)},
+        runs={'encode': 1, 'decode': 1},
+    )
+
+
+def compiled(traced: Any, topology: Topology) -> Compiled:
+    """Compiles a traced program, and reads it. Too large a one is no error: `needed` says by how much."""
+    work = flops.count(traced.jaxpr)
+    lowered = traced.lower(lowering_platforms=(_lowering(topology.platform),))
+    start = time.perf_counter()
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = needed_bytes(str(error))
+        if needed is None:
+            raise
+        return Compiled(needed=needed, seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    memory, cost = program.memory_analysis(), program.cost_analysis() or {}
+    text = program.as_text()
+    found = hlo.read(text)
+    devices = hlo.partitions(text)
+    return Compiled(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        peak=_peak(memory),
+        flops=work.total / devices,
+        again=work.again / devices,
+        accessed=cost.get('bytes accessed', 0.0),
+        cycles=found.cycles,
+        kernel_flops=work.in_kernels,
+        collectives={k: dataclasses.asdict(v) for k, v in found.collectives.items()},
+        custom_calls=found.custom_calls,
+        open_loops=found.open_loops,
+        seconds=seconds,
+    )
+
+
+def _lowering(platform: str) -> str:
+    return {'gpu': 'cuda'}.get(platform, platform)
+
+
+def _peak(memory: Any) -> float:
+    """What is there at once at most: arguments, what does not take their place, and temporaries."""
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + new + memory.temp_size_in_bytes
+
+
+def needed_bytes(message: str) -> float | None:
+    """Of a compiler's message that a program is too large, how large it is; None of other messages."""
+    match = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message)
+    return float(match[1]) * _UNITS[match[2]] if match else None
+
+
+def batch_shapes(
+    engine: Engine, config: ml_collections.ConfigDict, count: int | None = None
+) -> dict[str, Shape]:
+    """Shapes of a batch of the config's data, as it goes to the devices; no data are read."""
+    count = count or config.train.batch_size
+    node = config.data
+    while 'sources' in node:
+        node = node.sources[0]
+    sizes = node if 'height' in node else config.get('sample', {})
+    if 'height' not in sizes:
+        raise UserError(
+            'config.data has no height and width; give --config.sample.height and .width'
+        )
+    size = (sizes['height'], sizes['width'])
+    num_frames = node.get('num_frames', None)
+    shape = getattr(getattr(engine, 'structure', None), 'shape', None)
+    channels = 3
+    if getattr(shape, 'first_stage', 0) is None:
+        channels = shape.network.frame.out_conv.out_features
+    record = {
+        'jpg': np.zeros(((num_frames,) if num_frames else ()) + (*size, channels), np.float32)
+    }
+    reads = getattr(getattr(shape, 'conditioner', None), 'reads', ())
+    made = getattr(getattr(engine, 'task', None), 'makes', ())
+    for key in sorted(set(reads) - set(made)):
+        record[key] = _entry(key)
+    one = engine.prepare({key: np.asarray(value)[None] for key, value in record.items()})
+    return {k: Shape((count, *np.shape(v)[1:]), np.asarray(v).dtype) for k, v in one.items()}
+
+
+def _entry(key: str) -> Any:
+    if key == 'txt':
+        return 'a picture'
+    if key == 'cls':
+        return np.int32(0)
+    return np.zeros((2,) if key.endswith(('_as_tuple', '_top_left')) else (), np.float32)
+
+
+def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What decides over memory and time, by config key."""
+    network = plain(config.model.get('network', {}))
+    kept = ('use_checkpoint', 'remat', 'scan', 'dtype', 'attention')
+    return {
+        **{f'model.network.{key}': network[key] for key in kept if key in network},
+        'optimizer.name': config.optimizer.name,
+        'train.accumulate': config.train.get('accumulate', 1),
+    }
+
+
+def held(tree: PyTree) -> float:
+    """Bytes that one device has of a tree of shapes with shardings."""
+    size = lambda x: np.prod(x.sharding.shard_shape(x.shape), dtype=float) * x.dtype.itemsize
+    return float(sum(size(x) for x in jax.tree.leaves(tree) if hasattr(x, 'sharding')))
+
+
+def _placed(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+    return jax.tree.map(lambda x: Shape(x.shape, x.dtype, sharding=sharding), tree)
