@@ -1,6 +1,7 @@
 """One attention function, with an implementation per platform, and the transformer blocks around it."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -175,10 +176,13 @@ def _over_batch(kernel: Callable) -> Callable:
 
     def run(*arrays):
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.size == 1:
+        # None, where the mesh is not known, or inside a shard_map: it has been split already.
+        free = [] if mesh.empty else list(mesh.auto_axes)
+        if math.prod(mesh.shape[name] for name in free) == 1:
             return kernel(*arrays)
         axes, count = [], 1
-        for name, size in mesh.shape.items():
+        for name in free:
+            size = mesh.shape[name]
             if len(arrays[0]) % (count * size) == 0:
                 axes.append(name)
                 count *= size

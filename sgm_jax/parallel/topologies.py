@@ -229,6 +229,8 @@ def prepare_process(topology: Topology) -> None:
     os.environ['JAX_PLATFORMS'] = 'cpu'
     # Or libtpu waits for a metadata server that only Google's machines have.
     os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+    # Nor is there a TPU that two processes could quarrel about.
+    os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
     os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-1')
     flags = os.environ.get('XLA_FLAGS', '')
     if topology.platform == 'cpu':

@@ -1,0 +1,173 @@
+"""SDXL's U-Net compiled for TPUs that are not here, beside a JAX peer's at the same work.
+
+python -m benchmarks.plan_sdxl [inference fsdp data] [--use_checkpoint]
+
+The peer is an SDXL U-Net in Flax's Linen, compiled with the same libtpu by the same means. The work: the
+U-Net alone on 128x128 latents, 77 tokens of 2048, in bfloat16; AdamW without an average of the weights, its
+masters and moments in float32. Time is XLA's estimated cycles over the clock; what has no estimate (kernels
+at 40% of the chip's peak, collectives at the full speed of its links) stands beside it.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from sgm_jax.parallel import topologies
+from sgm_jax.parallel.topologies import GIB
+
+ROOT = Path(__file__).resolve().parents[1]
+LATENTS, TOKENS, WIDTH, VECTOR = 128, 77, 2048, 2816
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A work, and what the peer takes for it: ms as estimated, GiB at most on a device, s to compile."""
+
+    topology: str
+    batch: int
+    mesh: dict[str, int] | None
+    peer_ms: float
+    peer_gib: float
+    peer_compile: float
+    words: str
+
+
+CASES = {
+    'inference': Case(
+        topology='v5e-1',
+        batch=2,
+        mesh=None,
+        # With the splash attention kernel, its better one; 10 kernels are not in the estimate.
+        peer_ms=154,
+        peer_gib=5.1,
+        peer_compile=153,
+        words='forward, batch 2, one v5e',
+    ),
+    'fsdp': Case(
+        topology='v5p:2x2x2',
+        batch=8,
+        mesh={'data': 1, 'fsdp': 8},
+        peer_ms=223,
+        peer_gib=38.3,
+        peer_compile=639,
+        words='training, 8 v5p, FSDP, 1 image per device',
+    ),
+    'data': Case(
+        topology='v5p:2x2x2',
+        batch=16,
+        mesh={'data': 8, 'fsdp': 1},
+        peer_ms=365,
+        peer_gib=73.5,
+        peer_compile=652,
+        words='training, 8 v5p, data-parallel, 2 images per device',
+    ),
+}
+
+
+def plan(case: Case, *, use_checkpoint: bool):
+    """Compiles our U-Net at the case's work."""
+    topology = topologies.parse(case.topology)
+    topologies.prepare_process(topology)
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from sgm_jax.config import load_config
+    from sgm_jax.engines import build
+    from sgm_jax.parallel import mesh as meshes
+    from sgm_jax.platforms import target
+    from sgm_jax.tools import planning
+
+    with target('tpu'):
+        config = load_config(f'{ROOT / "configs" / "sdxl_base.py"}:')
+        config.model.network.use_checkpoint = use_checkpoint and case.mesh is not None
+        graphdef, shapes = nnx.split(build(config).structure.module().network)
+        shapes = nnx.to_pure_dict(shapes)
+        mesh = meshes.make_mesh(case.mesh or {'data': 1}, topology.devices())
+        over = meshes.over_batch(mesh)
+        array = lambda *shape: jax.ShapeDtypeStruct(
+            (case.batch, *shape), jnp.float32, sharding=over
+        )
+        latents = array(LATENTS, LATENTS, 4)
+        told = (array(), array(TOKENS, WIDTH), array(VECTOR))
+
+        def network(params, x, timesteps, context, y):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return nnx.merge(graphdef, params)(x, timesteps, context=context, y=y)
+
+        if case.mesh is None:
+            half = lambda x: jax.ShapeDtypeStruct(
+                x.shape, jnp.bfloat16, sharding=meshes.replicated(mesh)
+            )
+            traced = jax.jit(network).trace(jax.tree.map(half, shapes), latents, *told)
+        else:
+            traced = _train_step(network, meshes.abstract(shapes, mesh), latents, told)
+        return planning.compiled(traced, topology)
+
+
+def _train_step(network, params, latents, told):
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from sgm_jax.parallel import mesh as meshes
+
+    optimizer = optax.adamw(1e-5)
+    whole = meshes.replicated(latents.sharding.mesh)
+    moments = optax.tree_map_params(
+        optimizer,
+        lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+    )
+
+    def step(state, latents, noise, told):
+        params, moments = state
+
+        def loss(params):
+            return jnp.mean(jnp.square(network(params, latents + noise, *told) - noise))
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, moments = optimizer.update(gradients, moments, params)
+        return (optax.apply_updates(params, updates), moments), value
+
+    state = (params, moments)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(meshes.shardings(state), whole))
+    return jitted.trace(state, latents, latents, told)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
+    parser.add_argument('cases', nargs='*', choices=[[], *CASES], help='by default all')
+    parser.add_argument('--use_checkpoint', action='store_true', help='with remat of every block')
+    flags = parser.parse_args()
+    for name in flags.cases or CASES:
+        case = CASES[name]
+        found = plan(case, use_checkpoint=flags.use_checkpoint)
+        chip = topologies.parse(case.topology).chip
+        print(f'{name}: {case.words}')
+        if found.needed:
+            print(f'  does not fit: {found.needed / GIB:.1f} GiB')
+            continue
+        ms = 1e3 * found.cycles / chip.clock
+        kernels = 1e3 * found.kernel_flops / (0.4 * chip.flops)
+        sent = sum(x['sent'] for x in found.collectives.values())
+        for what, ours, peers in (
+            ('estimated ms', ms, case.peer_ms),
+            ('peak GiB', found.peak / GIB, case.peer_gib),
+            ('compile s', found.seconds, case.peer_compile),
+        ):
+            print(f'  {what:<14} {ours:8.1f}   peer {peers:8.1f}   ratio {ours / peers:.2f}')
+        print(
+            f'  not in the estimate: kernels {kernels:.1f} ms, collectives {1e3 * sent / chip.link:.1f} ms'
+        )
+        print(
+            f'  arguments {found.arguments / GIB:.1f} GiB, temporaries {found.temporaries / GIB:.1f} GiB, '
+            f'{found.accessed / 1e9:.0f} GB accessed, kernels {dict(found.custom_calls)}',
+            flush=True,
+        )
+
+
+if __name__ == '__main__':
+    main()
