@@ -8,8 +8,6 @@ Compiles the very train step (or, with --sample, the sampler's step and the deco
 on the CPU meanwhile. TPUs need libtpu (pip install "jax[tpu]"), GPUs the CUDA plugin; neither needs a device.
 """
 
-import dataclasses
-import json
 import os
 
 from absl import flags
@@ -60,9 +58,11 @@ def _show(text: str) -> None:
 
 
 def _keep(plan) -> None:
+    from sgm_jax.tools.plan_file import to_json
+
     if JSON.value:
         with open(os.path.expanduser(JSON.value), 'a', encoding='utf-8') as file:
-            file.write(json.dumps(dataclasses.asdict(plan)) + '\n')
+            file.write(to_json(plan) + '\n')
 
 
 if __name__ == '__main__':

@@ -7,11 +7,12 @@ from sgm_jax.parallel.estimate import Estimate, estimate
 from sgm_jax.parallel.topologies import GIB, parse
 from sgm_jax.tools.planning import Compiled, Plan
 
+_UNSPLIT = 'parameters of which fsdp divides no axis; another size of it may'
+
 
 def report(plan: Plan) -> str:
     """All of it, for a terminal."""
     topology = parse(plan.topology)
-    chip = topology.chip
     mesh = ', '.join(f'{axis}={size}' for axis, size in plan.mesh.items())
     lines = [
         f'{plan.work} on {plan.topology}: {plan.devices} x {topology.kind}'
@@ -21,12 +22,13 @@ def report(plan: Plan) -> str:
         '',
         'memory per device, GiB',
         *(_row(name, gib(size)) for name, size in plan.parts.items()),
+        *([_row('unsplit', gib(plan.unsplit), _UNSPLIT)] if plan.unsplit else []),
     ]
     for name, program in plan.programs.items():
         lines += ['', f'{name} (compiled in {program.seconds:.0f} s; runs {plan.runs[name]}x)']
         lines += _program(plan, name)
     lines += ['', verdict(plan)]
-    return '\n'.join(line.rstrip() for line in lines if chip)
+    return '\n'.join(line.rstrip() for line in lines)
 
 
 def _program(plan: Plan, name: str) -> Iterable[str]:

@@ -18,7 +18,7 @@ PER_DEVICE = (1, 2, 4, 8)
 
 def meshes(devices: int) -> Iterator[Choice]:
     """The model split over all devices, over a few neighbours, and not at all."""
-    for fsdp in dict.fromkeys((devices, min(devices, 8), 1)):
+    for fsdp in dict.fromkeys((devices, min(devices, 64), min(devices, 8), 1)):
         if devices % fsdp == 0:
             yield {'mesh.data': devices // fsdp, 'mesh.fsdp': fsdp}
 

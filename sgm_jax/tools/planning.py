@@ -66,6 +66,7 @@ class Plan:
       work: 'train' or 'sample'; topology: as it was asked for; settings: what was chosen, by config key.
       parts: bytes on a device by what they are: parameters, average, optimizer, frozen, batch.
       programs: by name; runs: how often each runs for one step, or one sample.
+      unsplit: bytes of large parameters that every device has whole, though `fsdp` is more than one.
     """
 
     work: str
@@ -77,6 +78,7 @@ class Plan:
     parts: Mapping[str, float]
     programs: Mapping[str, Compiled]
     runs: Mapping[str, int]
+    unsplit: float = 0.0
 
 
 def plan_training(config: ml_collections.ConfigDict, topology: Topology) -> Plan:
@@ -115,6 +117,7 @@ def plan_training(config: ml_collections.ConfigDict, topology: Topology) -> Plan
         parts=parts,
         programs={'step': program},
         runs={'step': 1},
+        unsplit=_unsplit(state.params, mesh),
     )
 
 
@@ -281,6 +284,12 @@ def held(tree: PyTree) -> float:
     """Bytes that one device has of a tree of shapes with shardings."""
     size = lambda x: np.prod(x.sharding.shard_shape(x.shape), dtype=float) * x.dtype.itemsize
     return float(sum(size(x) for x in jax.tree.leaves(tree) if hasattr(x, 'sharding')))
+
+
+def _unsplit(params: PyTree, mesh: jax.sharding.Mesh) -> float:
+    large = [x for x in jax.tree.leaves(params) if x.size >= meshes.MIN_SIZE]
+    alone = [x for x in large if x.sharding.is_fully_replicated]
+    return float(held(alone)) if mesh.shape['fsdp'] > 1 else 0.0
 
 
 def _placed(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
