@@ -86,6 +86,11 @@ PROGRAM = """HloModule jit_step, is_scheduled=true, num_partitions=8
 }
 
 ENTRY %main (z: f32[64], w: bf16[4,8]) -> f32[8] {
+  %table = s32[1,2,2]{2,1,0} constant({ { /*i0=0*/
+{ 0, 1 },
+{ 2, 3 }
+}
+})
   %z = f32[64]{0} parameter(0)
   %w = bf16[4,8]{1,0} parameter(1)
   %loops = (s32[], f32[100]{0}) while(%z), condition=%never, body=%outer, backend_config=\

@@ -114,14 +114,11 @@ def partitions(text: str) -> int:
 def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     computations, entry, current = {}, '', None
     for line in text.splitlines():
-        if current is None:
-            match = _COMPUTATION.match(line)
-            if match:
-                current = computations.setdefault(match[2], [])
-                entry = match[2] if match[1] else entry
-        elif line.startswith('}'):
-            current = None
-        elif match := _INSTRUCTION.match(line):
+        # A computation ends where the next begins: a brace may be a constant's, which has lines of its own.
+        if match := _COMPUTATION.match(line):
+            current = computations.setdefault(match[2], [])
+            entry = match[2] if match[1] else entry
+        elif current is not None and (match := _INSTRUCTION.match(line)):
             name, kind, op, rest = match.groups()
             current.append(_Instruction(name=name, type=kind, op=op, rest=rest))
     return computations, entry
