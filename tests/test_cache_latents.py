@@ -4,8 +4,6 @@ import jax
 import numpy as np
 import pytest
 import tiny_pictures
-from absl import flags
-from absl.testing import flagsaver
 from test_first_stage_files import small
 
 from sgm_jax.data import packed, pipeline
@@ -46,12 +44,7 @@ def config(folder):
 
 
 def make(config, output, **options):
-    """Runs the tool as its command line does."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(output=str(output), **options), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_latents, 'CONFIG', type('Flag', (), {'value': config}))
-        return cache_latents.main()
+    return cache_latents.make(config, cache_latents.Options(output=str(output), **options))
 
 
 @pytest.fixture(scope='module')

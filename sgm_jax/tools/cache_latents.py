@@ -22,13 +22,28 @@ from absl import flags
 
 from sgm_jax import cli
 
-CONFIG = cli.define_config("the model's, and the pictures' (config.data)")
-OUTPUT = flags.DEFINE_string('output', None, 'folder of the cache')
-VISITS = flags.DEFINE_integer('visits', 1, 'crops of each picture', lower_bound=1)
-BATCH = flags.DEFINE_integer('batch_size', 8, 'pictures encoded at once', lower_bound=1)
-SHARD = flags.DEFINE_integer('shard_size', 512, 'records of a file', lower_bound=1)
-HOST = flags.DEFINE_integer('host', 0, 'number of this process, below --hosts', lower_bound=0)
-HOSTS = flags.DEFINE_integer('hosts', 1, 'processes that share the work', lower_bound=1)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The flags of these names."""
+
+    output: str | None
+    visits: int = 1
+    batch_size: int = 8
+    shard_size: int = 512
+    host: int = 0
+    hosts: int = 1
+
+
+def define_flags() -> None:
+    """Only where the tool is run: other tools have flags of these names."""
+    cli.define_config("the model's, and the pictures' (config.data)")
+    flags.DEFINE_string('output', None, 'folder of the cache')
+    flags.DEFINE_integer('visits', 1, 'crops of each picture', lower_bound=1)
+    flags.DEFINE_integer('batch_size', 8, 'pictures encoded at once', lower_bound=1)
+    flags.DEFINE_integer('shard_size', 512, 'records of a file', lower_bound=1)
+    flags.DEFINE_integer('host', 0, 'number of this process, below --hosts', lower_bound=0)
+    flags.DEFINE_integer('hosts', 1, 'processes that share the work', lower_bound=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,17 +54,24 @@ class Work:
     frozen: object
     source: object
     encode: object
+    options: Options
     seed: int
     folder: pathlib.Path
 
 
 def main() -> int:
+    names = [field.name for field in dataclasses.fields(Options)]
+    return make(flags.FLAGS.config, Options(**{name: getattr(flags.FLAGS, name) for name in names}))
+
+
+def make(config, options: Options) -> int:
+    """Makes a cache, or the rest of one."""
     from sgm_jax.errors import UserError
 
-    if CONFIG.value is None or not OUTPUT.value:
+    if config is None or not options.output:
         raise UserError('give --config FILE.py and --output FOLDER')
-    if HOST.value >= HOSTS.value:
-        raise UserError(f'--host is {HOST.value}; give a number below --hosts={HOSTS.value}')
+    if options.host >= options.hosts:
+        raise UserError(f'--host is {options.host}; give a number below --hosts={options.hosts}')
     import jax
 
     from sgm_jax.data import pipeline
@@ -57,7 +79,7 @@ def main() -> int:
     from sgm_jax.engines import DiffusionEngine, build
     from sgm_jax.engines.caching import make_encoder
 
-    config, folder = CONFIG.value, pathlib.Path(OUTPUT.value).expanduser()
+    folder = pathlib.Path(options.output).expanduser()
     engine = build(config)
     if not isinstance(engine, DiffusionEngine) or engine.task.num_frames is not None:
         raise UserError('a cache is made for diffusion models of pictures')
@@ -70,25 +92,28 @@ def main() -> int:
         raise UserError('data.buckets: a cache holds pictures of one size; make one for each size')
     engine.check(sources['train'].record(0, None))
     lengths = {
-        'train': len(sources['train']) * VISITS.value,
+        'train': len(sources['train']) * options.visits,
         'held_out': min(_HELD_OUT, len(sources['held_out'])),
     }
-    shards = {split: -(-length // SHARD.value) for split, length in lengths.items()}
-    _settle(folder, engine, config, sources['train'], shards)
+    shards = {split: -(-length // options.shard_size) for split, length in lengths.items()}
+    _settle(folder, engine, config, sources['train'], shards, options)
     work = Work(
         engine=engine,
         frozen=jax.device_put(engine.init_frozen(jax.random.key(config.seed))),
         source=sources['train'],
         encode=make_encoder(engine.structure),
+        options=options,
         seed=config.seed,
         folder=folder,
     )
-    if HOST.value == 0 and not (folder / EMPTY).is_file():
+    if options.host == 0 and not (folder / EMPTY).is_file():
         _write_empty(work)
     for split in ('held_out', 'train'):
         records = _pictures(sources[split]) if split == 'held_out' else None
-        for number in range(HOST.value, shards[split], HOSTS.value):
-            indices = range(number * SHARD.value, min((number + 1) * SHARD.value, lengths[split]))
+        for number in range(options.host, shards[split], options.hosts):
+            indices = range(
+                number * options.shard_size, min((number + 1) * options.shard_size, lengths[split])
+            )
             made = map(records, indices) if records else _encoded(work, indices)
             _write(folder, split, number, shards[split], made)
     print(f'{lengths["train"]} records in {folder}; train with:')
@@ -100,7 +125,9 @@ def main() -> int:
 _HELD_OUT = 64
 
 
-def _settle(folder: pathlib.Path, engine, config, source, shards: dict[str, int]) -> None:
+def _settle(
+    folder: pathlib.Path, engine, config, source, shards: dict[str, int], options: Options
+) -> None:
     """Writes what the cache is made of, or compares it with what is there."""
     from sgm_jax.config import plain
     from sgm_jax.data.cached_latents import SETTINGS, read_settings
@@ -111,8 +138,8 @@ def _settle(folder: pathlib.Path, engine, config, source, shards: dict[str, int]
         'fingerprint': engine.fingerprint,
         'data': json.loads(json.dumps(plain(config.data))),
         'seed': config.seed,
-        'visits': VISITS.value,
-        'shard_size': SHARD.value,
+        'visits': options.visits,
+        'shard_size': options.shard_size,
         'shards': shards,
         'described': source.describe().splitlines()[0],
     }
@@ -143,10 +170,10 @@ def _encoded(work: Work, indices: range) -> Iterator[dict[str, np.ndarray]]:
         index % length, np.random.default_rng([work.seed, index])
     )
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for group in _grouped(indices, BATCH.value):
+        for group in _grouped(indices, work.options.batch_size):
             records = list(pool.map(read, group))
             # The last batch is filled up, for one compiled shape.
-            padded = records + records[-1:] * (BATCH.value - len(records))
+            padded = records + records[-1:] * (work.options.batch_size - len(records))
             batch = {key: np.stack([record[key] for record in padded]) for key in padded[0]}
             made = work.encode(work.frozen, work.engine.prepare(batch))
             made = {key: np.asarray(value) for key, value in made.items()}
@@ -228,4 +255,5 @@ def _write(folder: pathlib.Path, split: str, number: int, count: int, made: Iter
 
 
 if __name__ == '__main__':
+    define_flags()
     cli.run(main)
