@@ -27,7 +27,7 @@ class FakeMesh:
 @pytest.mark.parametrize(
     ('sizes', 'words'),
     [
-        ({'data': 3}, 'data=3, fsdp=1 does not fit 1 devices'),
+        ({'data': 3}, 'data=3, fsdp=1, context=1 does not fit 1 devices'),
         ({'data': -1, 'fsdp': -1}, 'one of which may be -1'),
         ({'data': 0}, 'give positive sizes'),
         ({'dat': 1}, "unknown key 'dat'; did you mean 'data'"),
@@ -39,9 +39,9 @@ def test_impossible_meshes_are_named(sizes, words):
 
 
 def test_batches_must_divide():
-    meshes.check_batch(16, FakeMesh(data=2, fsdp=4))
+    meshes.check_batch(16, FakeMesh(data=2, fsdp=4, context=1))
     with pytest.raises(UserError, match='batch_size is 12, which 8 devices do not divide; use 16'):
-        meshes.check_batch(12, FakeMesh(data=2, fsdp=4))
+        meshes.check_batch(12, FakeMesh(data=2, fsdp=4, context=1))
 
 
 RULE = """

@@ -380,6 +380,10 @@ class AutoencodingEngine:
 
         return jit(decode)
 
+    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the latents of images of `size`."""
+        return size[0] // self.factor, size[1] // self.factor
+
     @property
     def factor(self) -> int:
         """What height and width in pixels must be divisible by."""

@@ -13,6 +13,7 @@ from sgm_jax.config import build
 from sgm_jax.engines.conditioners import build_conditioner
 from sgm_jax.engines.first_stages import build_first_stage, typed
 from sgm_jax.errors import UserError
+from sgm_jax.networks import placement
 from sgm_jax.networks.autoencoder import Autoencoder
 from sgm_jax.networks.layers import Keys
 from sgm_jax.networks.regularizers import DiagonalGaussian
@@ -55,12 +56,8 @@ class DiffusionModel(nnx.Module):
 
     def moments(self, x: jax.Array) -> jax.Array:
         """Mean and log-variance (n, h, w, 2 z) of images' latents, not scaled."""
-        chunk, encode = self.encode_chunk, self._encoder().encode
-        if not chunk or len(x) <= chunk or len(x) % chunk:
-            return encode(x)
         # A clip's frames one after the other: the encoder's activations are the largest there are.
-        moments = jax.lax.map(encode, x.reshape(-1, chunk, *x.shape[1:]))
-        return moments.reshape(len(x), *moments.shape[2:])
+        return placement.in_chunks(self._encoder().encode, x, self.encode_chunk)
 
     def _encoder(self) -> Autoencoder:
         """The first stage, or, where its file has no encoder (SV3D's), the conditioner's copy of it."""

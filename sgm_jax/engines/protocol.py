@@ -134,6 +134,10 @@ class Engine(Protocol):
         """Latents to images in about [-1, 1], `chunk` of them at a time."""
         ...
 
+    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the latents of images of `size`."""
+        ...
+
     @property
     def factor(self) -> int:
         """What height and width in pixels must be divisible by."""

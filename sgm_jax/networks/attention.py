@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sgm_jax.networks import placement
 from sgm_jax.networks.derivatives import feed_forward
 from sgm_jax.networks.layers import Keys, dropout, fold, layer_norm, linear
 from sgm_jax.platforms import platform
@@ -32,17 +33,19 @@ def attend(
     """softmax(q k^T / sqrt(d) + bias) v.
 
     Args:
-      q, k, v: (batch, queries, heads, d) and (batch, keys, heads, d).
+      q, k, v: (batch, queries, heads, d) and (batch, keys, heads, d); or, as tokens of a video's pixels,
+        (batch, pixels, queries, heads, d) and so on, where no token sees another pixel's.
       bias: added to the scores, (1 or batch, heads, queries, keys). All scores are held at once.
       causal: a query sees the keys up to its own place only; there are as many keys as queries.
       implementation: a name in ATTENTION, or 'auto' for the platform's.
 
     Returns:
-      (batch, queries, heads, d).
+      As q.
     """
-    if causal and k.shape[1] != q.shape[1]:
-        raise ValueError(f'causal attention of {q.shape[1]} queries on {k.shape[1]} keys')
-    if k.shape[1] == 1:
+    queries, keys = q.shape[-3], k.shape[-3]
+    if causal and keys != queries:
+        raise ValueError(f'causal attention of {queries} queries on {keys} keys')
+    if keys == 1:
         # The softmax of one number is one: each query gets the value, and no gradient reaches q and k.
         return jnp.broadcast_to(v, (*q.shape[:-1], v.shape[-1]))
     if implementation == 'auto':
@@ -51,7 +54,15 @@ def attend(
         )
     if implementation not in ATTENTION:
         raise ValueError(f'unknown attention {implementation!r}; choose one of {sorted(ATTENTION)}')
-    return ATTENTION[implementation](q, k, v, bias, causal)
+
+    def on_device(q, k, v):
+        rows = lambda x: x.reshape(-1, *x.shape[-3:])
+        return ATTENTION[implementation](*map(rows, (q, k, v)), bias, causal).reshape(q.shape)
+
+    if bias is not None:
+        # Text encoders' and still a batch of few tokens: XLA may lay it as it likes.
+        return on_device(q, k, v)
+    return placement.by_device(on_device, q, k, v, whole=causal)
 
 
 def _xla(q, k, v, bias, causal):
@@ -222,8 +233,8 @@ ATTENTION = {'xla': _xla, 'blockwise': _blockwise, 'cudnn': _cudnn, 'splash': _s
 class CrossAttention(nnx.Module):
     """Multi-head attention on a context, or on itself without one. Follows sgm's CrossAttention.
 
-    Calls: x (b, n, query_dim), context (b / r, m, context_dim) -> (b, n, query_dim): a row of the context
-    serves r rows of x in a run, so that the pixels of a clip share its keys and values.
+    Calls: x (b, n, query_dim), context (b, m, context_dim) -> (b, n, query_dim); or x (b, s, n, query_dim),
+    whose s pixels of a clip share its keys and values.
     """
 
     def __init__(
@@ -248,17 +259,20 @@ class CrossAttention(nnx.Module):
 
     def __call__(self, x, context=None, *, key=None):
         context = x if context is None else context
-        share = lambda y: y if len(y) == len(x) else jnp.repeat(y, len(x) // len(y), axis=0)
-        if context.shape[1] == 1:
+        shared = context.ndim < x.ndim
+        share = lambda y: (
+            jnp.broadcast_to(y[:, None], (*x.shape[:2], *y.shape[1:])) if shared else y
+        )
+        if context.shape[-2] == 1:
             # One key only (an image embedding): see attend(). The queries don't matter, so neither they
             # nor more than one row of the output are computed.
             out = share(self.to_out(self.to_v(context)))
             out = jnp.broadcast_to(out, (*x.shape[:-1], out.shape[-1]))
         else:
-            split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)
+            split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)
             k, v = share(split(self.to_k(context))), share(split(self.to_v(context)))
             out = attend(split(self.to_q(x)), k, v, implementation=self.attention)
-            out = self.to_out(out.reshape(*out.shape[:2], -1))
+            out = self.to_out(out.reshape(*out.shape[:-2], -1))
         return dropout(out, self.rate, key)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sgm_jax.networks import placement
 from sgm_jax.networks.attention import attend
 from sgm_jax.networks.layers import (
     GroupNorm,
@@ -63,9 +64,10 @@ class AttentionBlock(nnx.Module):
     def attend(self, x: jax.Array) -> jax.Array:
         """What the pixels gather, before the projection and the residual."""
         h = self.norm(x)
-        tokens = lambda y: y.reshape(len(y), -1, 1, y.shape[-1])
+        tokens = lambda y: placement.tokens(placement.flatten_pixels(y))[:, :, None]
         q, k, v = tokens(self.q(h)), tokens(self.k(h)), tokens(self.v(h))
-        return attend(q, k, v, implementation=self.attention).reshape(x.shape)
+        out = attend(q, k, v, implementation=self.attention)[:, :, 0]
+        return placement.unflatten_pixels(out, *x.shape[1:3])
 
     def __call__(self, x, *, num_frames=None):
         return x + self.proj_out(self.attend(x))
@@ -138,11 +140,11 @@ class Level(nnx.Module):
 
     def __call__(self, x, **video):
         for i, block in enumerate(self.block):
-            x = block(x, **video)
+            x = placement.feature_map(block(x, **video))
             if len(self.attention):
                 x = self.attention[i](x, **video)
         for resample in (self.downsample, self.upsample):
-            x = x if resample is None else resample(x)
+            x = x if resample is None else placement.feature_map(resample(x))
         return x
 
 
@@ -155,9 +157,9 @@ class Middle(nnx.Module):
         self.block_2 = res_block(channels, channels)
 
     def __call__(self, x, **video):
-        x = self.block_1(x, **video)
+        x = placement.feature_map(self.block_1(x, **video))
         x = x if self.attn_1 is None else self.attn_1(x, **video)
-        return self.block_2(x, **video)
+        return placement.feature_map(self.block_2(x, **video))
 
 
 class Encoder(nnx.Module):
@@ -223,7 +225,7 @@ class Encoder(nnx.Module):
                 f'the encoder needs a height and width divisible by {self.factor}, got '
                 f'{height}x{width}; use {near(height)}x{near(width)}'
             )
-        h = self.conv_in(x.astype(self.dtype))
+        h = placement.feature_map(self.conv_in(placement.feature_map(x.astype(self.dtype))))
         for level in self.down:
             h = level(h)
         h = self.mid(h)
@@ -299,7 +301,7 @@ class Decoder(nnx.Module):
 
     def features(self, z, **video):
         """All but the last layer."""
-        h = self.mid(self.conv_in(z.astype(self.dtype)), **video)
+        h = self.mid(placement.feature_map(self.conv_in(z.astype(self.dtype))), **video)
         for level in reversed(self.up):
             h = level(h, **video)
         return h if self.give_pre_end else self.norm_out(h, silu=True)

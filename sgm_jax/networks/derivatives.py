@@ -161,33 +161,36 @@ def _normal_cdf(x):
 def _feed_forward_gradient(kept, g):
     x, projected, kernel_in, kernel_out, keep = kept
     projected, kernel_in = _after(g, projected, kernel_in)
-    rows = lambda y: y.astype(x.dtype).reshape(-1, y.shape[-1])
+    # The leading axes stay apart: joined, they could not be split over devices.
+    leading = tuple(range(x.ndim - 1))
     contract = lambda y, z, axes: jax.lax.dot_general(y, z, (axes, ((), ())))
-    value, gate = jnp.split(rows(projected).astype(jnp.float32), 2, -1)
+    back = lambda y, kernel: contract(y, kernel, ((x.ndim - 1,), (1,)))
+    outer = lambda y, z: contract(y, z, (leading, leading))
+    value, gate = jnp.split(projected.astype(jnp.float32), 2, -1)
     cdf = _normal_cdf(gate)
     gelu = gate * cdf
     slope = cdf + gate * jnp.exp(-0.5 * jnp.square(gate)) * (1 / math.sqrt(2 * math.pi))
 
-    x_rows, g_rows = rows(x), rows(g)
-    dh = contract(g_rows, kernel_out, ((1,), (1,))).astype(jnp.float32)
+    g = g.astype(x.dtype)
+    dh = back(g, kernel_out).astype(jnp.float32)
     h = value * gelu
     if keep is not None:
-        keep_rows = keep.reshape(h.shape)
-        h, dh = h * keep_rows, dh * keep_rows
-    dkernel_out = contract(h.astype(x.dtype), g_rows, ((0,), (0,)))
+        h, dh = h * keep, dh * keep
+    dkernel_out = outer(h.astype(x.dtype), g)
 
     # Half by half, for the two joined would be written, and then turned, before their products.
     halves = (dh * gelu).astype(x.dtype), (dh * value * slope).astype(x.dtype)
     kernels = jnp.split(kernel_in, 2, -1)
-    dx = sum(contract(half, part, ((1,), (1,))) for half, part in zip(halves, kernels, strict=True))
-    dkernel_in = jnp.concatenate([contract(x_rows, half, ((0,), (0,))) for half in halves], -1)
-    dbias_in = jnp.concatenate([_total(half, x) for half in halves])
+    dx = sum(back(half, part) for half, part in zip(halves, kernels, strict=True))
+    dkernel_in = jnp.concatenate([outer(x, half) for half in halves], -1)
+    dbias_in = jnp.concatenate([_total(half) for half in halves])
     dkeep = None if keep is None else jnp.zeros_like(keep)
-    return dx.reshape(x.shape), dkernel_in, dbias_in, dkernel_out, _total(g_rows, x), dkeep
+    return dx, dkernel_in, dbias_in, dkernel_out, _total(g), dkeep
 
 
-def _total(rows, like):
-    return jnp.sum(rows, 0, dtype=jnp.float32).astype(like.dtype)
+def _total(y):
+    """The sum of all but the last axis, in float32."""
+    return jnp.sum(y, tuple(range(y.ndim - 1)), dtype=jnp.float32).astype(y.dtype)
 
 
 feed_forward.defvjp(_feed_forward, _feed_forward_gradient)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sgm_jax.networks import derivatives
+from sgm_jax.networks import derivatives, placement
 
 Dtype = Any
 
@@ -127,14 +127,15 @@ class Conv3D(nnx.Module):
         dimensions = ('NDHWC', 'DHWIO', 'NDHWC')
         if kernel.shape[1:3] == (1, 1):
             # Time only: a 2-D convolution over (time, pixels), which every backend has a fast path for.
-            x = x.reshape(shape[0], shape[1], shape[2] * shape[3], shape[4])
+            x = placement.flatten_pixels(x)
             kernel, dimensions = kernel[:, 0], ('NHWC', 'HWIO', 'NHWC')
         padding = [(k // 2, k // 2) for k in kernel.shape[:-2]]
         strides = (1,) * len(padding)
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype), kernel, strides, padding, dimension_numbers=dimensions
         )
-        return (y + bias).reshape(*shape[:-1], -1)
+        y = y + bias
+        return y if y.ndim == len(shape) else placement.unflatten_pixels(y, *shape[2:4])
 
 
 class GroupNorm(nnx.Module):

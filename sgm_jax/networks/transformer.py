@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from sgm_jax.networks import placement
 from sgm_jax.networks.attention import BasicTransformerBlock, CrossAttention, FeedForward
 from sgm_jax.networks.layers import (
     MLP,
@@ -84,12 +85,12 @@ class SpatialTransformer(nnx.Module):
 
     def __call__(self, x, context=None, *, key=None):
         h = self.proj_in(self.norm(x))
-        tokens = h.reshape(len(h), -1, h.shape[-1])
+        tokens = placement.tokens(placement.flatten_pixels(h))
         contexts = context if isinstance(context, (list, tuple)) else [context]
         for i, block in enumerate(self.transformer_blocks):
             own = contexts[i] if len(contexts) > 1 else contexts[0]
             tokens = block(tokens, own, key=fold(key, i))
-        return x + self.proj_out(tokens.reshape(h.shape))
+        return x + self.proj_out(placement.unflatten_pixels(tokens, *h.shape[1:3]))
 
 
 class AlphaBlender(nnx.Module):
@@ -176,8 +177,8 @@ class VideoTransformerBlock(nnx.Module):
         self.disable_self_attn = disable_self_attn
 
     def __call__(self, x, context=None, *, num_frames: int, key=None):
-        pixels = x.shape[1]
-        x = rearrange(x, '(b t) s c -> (b s) t c', t=num_frames)
+        # Pixels stay an axis of their own: joined with the clips, neither could be split over devices.
+        x = placement.tokens(rearrange(x, '(b t) s c -> b s t c', t=num_frames))
         if self.ff_in is not None:
             projected = self.ff_in(self.norm_in(x), key=fold(key, 0))
             x = projected + x if self.is_res else projected
@@ -187,7 +188,7 @@ class VideoTransformerBlock(nnx.Module):
             x = self.attn2(self.norm2(x), context, key=fold(key, 2)) + x
         out = self.ff(self.norm3(x), key=fold(key, 3))
         x = out + x if self.is_res else out
-        return rearrange(x, '(b s) t c -> (b t) s c', s=pixels)
+        return placement.tokens(rearrange(x, 'b s t c -> (b t) s c'))
 
 
 class SpatialVideoTransformer(nnx.Module):
@@ -274,7 +275,7 @@ class SpatialVideoTransformer(nnx.Module):
             time_context = time_context[:, None]
         space = self.spatial
         h = space.proj_in(space.norm(x))
-        tokens = h.reshape(len(h), -1, h.shape[-1])
+        tokens = placement.tokens(placement.flatten_pixels(h))
         frames = timestep_embedding(jnp.arange(num_frames), self.channels, self.max_period)
         frames = jnp.tile(self.time_pos_embed(frames), (len(x) // num_frames, 1))[:, None]
         if image_only_indicator is not None:
@@ -287,4 +288,4 @@ class SpatialVideoTransformer(nnx.Module):
                 tokens + frames, time_context, num_frames=num_frames, key=fold(key, 2 * i + 1)
             )
             tokens = self.time_mixer(tokens, mixed, image_only_indicator)
-        return x + space.proj_out(tokens.reshape(h.shape))
+        return x + space.proj_out(placement.unflatten_pixels(tokens, *h.shape[1:3]))

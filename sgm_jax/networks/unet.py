@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sgm_jax.networks import layout
+from sgm_jax.networks import layout, placement
 from sgm_jax.networks.layers import MLP, GroupNorm, Keys, conv, fold, linear, timestep_embedding
 from sgm_jax.networks.resblock import Downsample, ResBlock, Upsample
 from sgm_jax.networks.transformer import SpatialTransformer
@@ -166,9 +166,10 @@ class Frame(nnx.Module):
                 else:
                     h = apply(layer, h, fold(key, count))
                     count += 1
+                h = placement.feature_map(h)
             return h
 
-        h, skips = x.astype(self.dtype), []
+        h, skips = placement.feature_map(x.astype(self.dtype)), []
         for layers in self.input_blocks:
             h = block(layers, h)
             skips.append(h)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sgm_jax.networks import placement
 from sgm_jax.networks.autoencoder import AttentionBlock, Decoder, ResnetBlock
 from sgm_jax.networks.layers import MLP, Conv3D, Keys, conv, timestep_embedding
 from sgm_jax.networks.resblock import ResBlock
@@ -70,12 +71,12 @@ class VideoAttentionBlock(nnx.Module):
         self.channels = channels
 
     def __call__(self, x, *, num_frames):
-        space = self.spatial.attend(x)
-        space = space.reshape(len(x), -1, self.channels)
+        space = placement.flatten_pixels(self.spatial.attend(x))
         frames = self.video_time_embed(timestep_embedding(jnp.arange(num_frames), self.channels))
         frames = jnp.tile(frames, (len(x) // num_frames, 1))[:, None]
         time = self.time_mix_block(space + frames, num_frames=num_frames)
-        return x + self.spatial.proj_out(self.blend(space, time).reshape(x.shape))
+        mixed = placement.unflatten_pixels(self.blend(space, time), *x.shape[1:3])
+        return x + self.spatial.proj_out(mixed)
 
 
 class TimeMixConv(nnx.Module):

@@ -1,7 +1,8 @@
 """The mesh, and which axis of which array lies across it.
 
-A mesh has the axes `data` (copies of the model) and `fsdp` (the model is split; big_vision's word). A batch
-is split over both. Parameters, their averages and the optimizer's moments follow one rule of shape.
+A mesh has the axes `data` (copies of the model), `fsdp` (the model is split; big_vision's word) and `context`
+(the pixels of one example are split, and the model as well). A batch is split over the first two.
+Parameters, their averages and the optimizer's moments follow one rule of shape.
 """
 
 import math
@@ -16,7 +17,9 @@ from sgm_jax.config import check_keys
 from sgm_jax.errors import UserError
 
 PyTree = Any
-AXES = ('data', 'fsdp')
+AXES = ('data', 'fsdp', 'context')
+# Over which a batch is split, one example, and the model.
+BATCH, CONTEXT, MODEL = ('data', 'fsdp'), 'context', ('fsdp', 'context')
 # Smaller arrays are replicated: gathering them costs more than holding them.
 MIN_SIZE = 2**16
 
@@ -36,11 +39,13 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> jax.
     known = math.prod(size for size in shape if size != -1)
     if len(devices) % known or (-1 not in shape and known != len(devices)):
         raise UserError(
-            f'mesh: {said} does not fit {len(devices)} devices; set one axis to -1, and the other to '
-            f'a divisor of {len(devices)}'
+            f'mesh: {said} does not fit {len(devices)} devices; set one axis to -1, and the others to '
+            f'sizes whose product divides {len(devices)}'
         )
     shape = [len(devices) // known if size == -1 else size for size in shape]
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return jax.make_mesh(
+        tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -49,20 +54,28 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def over_batch(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
-    return NamedSharding(mesh, PartitionSpec(AXES))
+    """The leading axis over `data` and `fsdp`; all devices along `context` have the same examples."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def by_shape(
     shape: Sequence[int], mesh: jax.sharding.Mesh, *, min_size: int = MIN_SIZE
 ) -> NamedSharding:
-    """A parameter's sharding: the largest axis that `fsdp` divides is split over it."""
+    """A parameter's sharding: the largest axis that `fsdp` times `context` divides is split over both.
+
+    Where that product divides none, over one of the two.
+    """
     spec = [None] * len(shape)
-    if math.prod(shape) >= min_size and mesh.shape['fsdp'] > 1:
-        for axis in sorted(range(len(shape)), key=lambda i: -shape[i]):
-            if shape[axis] % mesh.shape['fsdp'] == 0:
-                spec[axis] = 'fsdp'
-                break
+    if math.prod(shape) < min_size:
+        return NamedSharding(mesh, PartitionSpec(*spec))
+    used = tuple(name for name in MODEL if mesh.shape[name] > 1)
+    by_size = sorted(range(len(shape)), key=lambda i: -shape[i])
+    for names in dict.fromkeys((used, *((name,) for name in used))):
+        count = math.prod(mesh.shape[name] for name in names)
+        axis = next((axis for axis in by_size if shape[axis] % count == 0), None)
+        if names and axis is not None:
+            spec[axis] = names if len(names) > 1 else names[0]
+            break
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
@@ -80,7 +93,13 @@ def shardings(tree: PyTree) -> PyTree:
 
 def check_batch(batch_size: int, mesh: jax.sharding.Mesh) -> None:
     """Raises a UserError unless a global batch divides over the mesh and the hosts."""
-    count = max(mesh.size, jax.process_count())
+    count = math.prod(mesh.shape[axis] for axis in BATCH)
+    hosts = jax.process_count()
+    if hosts > 1 and (mesh.size // hosts) % mesh.shape[CONTEXT]:
+        raise UserError(
+            f'mesh.context is {mesh.shape[CONTEXT]}, which does not divide the {mesh.size // hosts} devices '
+            'of a host; an example is split over devices of one host'
+        )
     if batch_size < 1:
         raise UserError(f'train.batch_size is {batch_size}; give 1 or more')
     if batch_size % count:
@@ -94,6 +113,17 @@ def rows(batch_size: int, mesh: jax.sharding.Mesh) -> list[int]:
     """Which rows of a global batch the devices of this host hold, in the order of `put_batch`."""
     held = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
     return sorted({row for (part,) in held for row in range(batch_size)[part]})
+
+
+def check_rows(rows: int, mesh: jax.sharding.Mesh) -> None:
+    """Raises a UserError unless `context` divides the rows of an example's latents (or pixels)."""
+    size = mesh.shape[CONTEXT]
+    if rows % size:
+        fitting = [n for n in range(1, size) if rows % n == 0]
+        raise UserError(
+            f'mesh.context is {size}, which does not divide the {rows} rows of the latents that the network '
+            f'works on; use {fitting[-1]}, or another height'
+        )
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:

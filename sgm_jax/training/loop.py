@@ -187,7 +187,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
         seed=config.seed,
         rows=meshes.rows(options.batch_size, mesh),
     )
-    setup.engine.check(source.record(0, None))
+    record = source.record(0, None)
+    setup.engine.check(record)
+    meshes.check_rows(setup.engine.latent_size(record['jpg'].shape[-3:-1])[0], mesh)
     workdir = open_workdir(workdir, config)
     first = jax.process_index() == 0
     LOG.info('%s', pipeline.describe(source))

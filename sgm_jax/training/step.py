@@ -9,6 +9,7 @@ import optax
 
 from sgm_jax.engines import Engine
 from sgm_jax.engines.protocol import Players
+from sgm_jax.networks import placement
 from sgm_jax.parallel import agreement
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.parallel.compiler import jit
@@ -74,8 +75,7 @@ def make_step(
         base_key: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(base_key, state.step)
-        # What is traced in here can ask for the mesh: kernels that XLA cannot split do.
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with placement.over(mesh, batch=meshes.BATCH, context=meshes.CONTEXT):
             gradients = engine.gradients(turn, state.players, frozen, batch, key)
         after = apply_gradients(state, gradients, optimizers, average)
         logs = {**gradients.logs, 'ema_decay': average.decay(after.step)}
@@ -108,4 +108,6 @@ def make_step(
         return ready[turn](*arguments)
 
     run.trace = lambda turn, *arguments: compiled(turn).trace(*arguments)
+    # To be looked at before it is run: arguments may be shapes.
+    run.lower = lambda turn, *arguments: compiled(turn).lower(*arguments)
     return run

@@ -1,0 +1,151 @@
+"""How activations lie over devices: networks say what an axis is, whoever compiles says where it goes.
+
+    with placement.over(mesh, batch=('data', 'fsdp'), context='context'):
+        out = network(x, ...)          # inside jax.jit, while it is traced
+
+Examples are split over the axes `batch`, and the pixels of each over `context`: rows of pixels where they
+divide, else columns. Frames are never split, for 14 or 25 of them divide by nothing that meshes are made of.
+So convolutions exchange the rows at their edges, attention over space gathers keys and values, and all that
+works over time finds its frames in one place. Outside of `over` nothing here does anything.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A mesh, and its axes for examples and for the pixels of one."""
+
+    mesh: Mesh
+    batch: tuple[str, ...]
+    context: str
+
+    def examples(self, count: int) -> tuple[str, ...] | None:
+        """The axes of the mesh that `count` examples are split over."""
+        size = math.prod(self.mesh.shape[axis] for axis in self.batch)
+        return self.batch if count % size == 0 else None
+
+    def pixels(self, count: int) -> str | None:
+        """The axis of the mesh that `count` rows, columns or pixels are split over."""
+        return self.context if count % self.mesh.shape[self.context] == 0 else None
+
+    def constrain(self, x: jax.Array, *axes: Any) -> jax.Array:
+        spec = PartitionSpec(*axes, *(None,) * (x.ndim - len(axes)))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+_ACTIVE: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
+    'placement', default=None
+)
+
+
+@contextlib.contextmanager
+def over(mesh: Mesh, *, batch: tuple[str, ...], context: str) -> Iterator[None]:
+    """What is traced inside is laid over the mesh."""
+    token = _ACTIVE.set(Placement(mesh, batch, context) if mesh.size > 1 else None)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def shards() -> int:
+    """Into how many parts examples are split."""
+    active = _ACTIVE.get()
+    return 1 if active is None else math.prod(active.mesh.shape[axis] for axis in active.batch)
+
+
+def feature_map(x: jax.Array) -> jax.Array:
+    """The same (n, h, w, c), or (n, ..., c) of other dimensions, laid over the devices."""
+    active = _ACTIVE.get()
+    if active is None:
+        return x
+    if x.ndim != 4:
+        return active.constrain(x, active.examples(len(x)))
+    rows = active.pixels(x.shape[1])
+    columns = None if rows else active.pixels(x.shape[2])
+    return active.constrain(x, active.examples(len(x)), rows, columns)
+
+
+def tokens(x: jax.Array) -> jax.Array:
+    """The same (n, pixels, c), or (b, pixels, t, c), laid over the devices."""
+    active = _ACTIVE.get()
+    if active is None:
+        return x
+    return active.constrain(x, active.examples(len(x)), active.pixels(x.shape[1]))
+
+
+def flatten_pixels(x: jax.Array) -> jax.Array:
+    """(..., h, w, c) to (..., h * w, c), in an order in which a split of rows or columns stays one."""
+    x = jnp.swapaxes(x, -3, -2) if _by_columns(*x.shape[-3:-1]) else x
+    return x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])
+
+
+def unflatten_pixels(x: jax.Array, height: int, width: int) -> jax.Array:
+    """The inverse of flatten_pixels."""
+    if _by_columns(height, width):
+        x = x.reshape(*x.shape[:-2], width, height, x.shape[-1])
+        return jnp.swapaxes(x, -3, -2)
+    return x.reshape(*x.shape[:-2], height, width, x.shape[-1])
+
+
+def _by_columns(height: int, width: int) -> bool:
+    active = _ACTIVE.get()
+    return active is not None and not active.pixels(height) and bool(active.pixels(width))
+
+
+def by_device(
+    function: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, *, whole: bool
+) -> jax.Array:
+    """`function(q, k, v)`, an attention, on each device's own examples and queries.
+
+    Kernels and loops over heads are nothing that XLA can split by itself.
+
+    Args:
+      q, k, v: (b, n, heads, d), whose queries are split over `context`, or (b, pixels, n, heads, d), whose
+        pixels are; keys and values of the former are gathered.
+      whole: that queries must stay together (the function knows them by their place).
+    """
+    active = _ACTIVE.get()
+    if active is None:
+        return function(q, k, v)
+    examples = active.examples(len(q))
+    split = None if whole else active.pixels(q.shape[1])
+    queries = PartitionSpec(examples, split)
+    keys = queries if q.ndim == 5 else PartitionSpec(examples)
+    mapped = jax.shard_map(
+        function,
+        mesh=active.mesh,
+        in_specs=(queries, keys, keys),
+        out_specs=queries,
+        check_vma=False,
+    )
+    return mapped(q, k, v)
+
+
+def in_chunks(function: Callable[[jax.Array], Any], x: jax.Array, chunk: int) -> Any:
+    """`function` of (n, ...), for `chunk` examples of every device at a time; all at once with 0.
+
+    A loop over the examples themselves would run over what is split, and gather it.
+    """
+    parts = shards() if len(x) % shards() == 0 else 1
+    rounds, rest = divmod(len(x) // parts, max(chunk, 1))
+    if not chunk or rounds <= 1 or rest:
+        return function(x)
+    turns = x.reshape(parts, rounds, chunk, *x.shape[1:]).swapaxes(0, 1)
+
+    def one(part):
+        out = function(feature_map(part.reshape(parts * chunk, *x.shape[1:])))
+        return jax.tree.map(lambda y: y.reshape(parts, chunk, *y.shape[1:]), out)
+
+    found = jax.lax.map(one, turns)
+    return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape(len(x), *y.shape[3:]), found)
