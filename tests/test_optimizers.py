@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from sgm_jax.training.optimizers import make_optimizer, make_schedule, steps_taken
+from sgm_jax.training.optimizers import make_optimizer, steps_taken
+from sgm_jax.training.schedules import make_schedule
 
 SHAPES = {'conv': {'kernel': (3, 3, 8, 16), 'bias': (16,)}, 'linear': {'kernel': (24, 12)}}
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from sgm_jax.networks import placement
+from sgm_jax.networks import placement, remat
 from sgm_jax.networks.derivatives import feed_forward
 from sgm_jax.networks.layers import Keys, dropout, fold, layer_norm, linear
 from sgm_jax.platforms import platform
@@ -62,7 +63,7 @@ def attend(
     if bias is not None:
         # Text encoders' and still a batch of few tokens: XLA may lay it as it likes.
         return on_device(q, k, v)
-    return placement.by_device(on_device, q, k, v, whole=causal)
+    return checkpoint_name(placement.by_device(on_device, q, k, v, whole=causal), remat.ATTENTION)
 
 
 def _xla(q, k, v, bias, causal):
@@ -112,7 +113,8 @@ def _by_head_and_lse(q, k, v):
 
 
 def _by_head_forward(q, k, v):
-    out, lse = _by_head_and_lse(q, k, v)
+    # By name, for the gradient wants these, not what `attend` gives.
+    out, lse = (checkpoint_name(x, remat.ATTENTION) for x in _by_head_and_lse(q, k, v))
     return out, (q, k, v, out, lse)
 
 
@@ -224,7 +226,13 @@ def _splash_kernel(queries: int, keys: int, heads: int, causal: bool) -> Callabl
     )
     shape = masks.CausalMask if causal else masks.FullMask
     mask = masks.MultiHeadMask([shape((queries, keys))] * heads)
-    return splash.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
+    return splash.make_splash_mha(
+        mask=mask,
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=sizes,
+        residual_checkpoint_name=remat.ATTENTION,
+    )
 
 
 ATTENTION = {'xla': _xla, 'blockwise': _blockwise, 'cudnn': _cudnn, 'splash': _splash}

@@ -1,7 +1,7 @@
 """Transformers over the pixels of a feature map, and over pixels and frames of a video's."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from einops import rearrange
 from flax import nnx
 
 from sgm_jax.networks import placement
+from sgm_jax.networks import remat as rules
 from sgm_jax.networks.attention import BasicTransformerBlock, CrossAttention, FeedForward
 from sgm_jax.networks.layers import (
     MLP,
@@ -39,6 +40,27 @@ def context_dims(context_dim: int | Sequence[int] | None, depth: int) -> Sequenc
     return [context_dim[0]] * depth
 
 
+def in_turn(
+    step: Callable[..., jax.Array], blocks: Sequence[Any], x: jax.Array, key: jax.Array | None
+) -> jax.Array:
+    """`x = step(block, x, fold(key, i))` for each block, compiled once for all.
+
+    The blocks are of one kind (trees of modules alike). Their weights are joined here, inside of what is
+    compiled, in the precision that they are computed in, so that a state and its checkpoints hold a list of
+    blocks either way. The copy lives as long as the transformer runs.
+    """
+    if len(blocks) == 1:
+        return step(blocks[0], x, fold(key, 0))
+    parts = [nnx.split(block) for block in blocks]
+    states = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(state for _, state in parts))
+
+    def one(x, turn):
+        index, state = turn
+        return step(nnx.merge(parts[0][0], state), x, fold(key, index)), None
+
+    return jax.lax.scan(one, x, (jnp.arange(len(blocks)), states))[0]
+
+
 class SpatialTransformer(nnx.Module):
     """Transformer blocks over the pixels of x, with a residual. Follows sgm's SpatialTransformer.
 
@@ -56,6 +78,8 @@ class SpatialTransformer(nnx.Module):
         context_dim: int | Sequence[int] | None = None,
         use_linear: bool = False,
         disable_self_attn: bool = False,
+        remat: str = 'none',
+        scan: bool = False,
         dropout: float = 0.0,
         attention: str = 'auto',
         dtype: Any,
@@ -82,14 +106,21 @@ class SpatialTransformer(nnx.Module):
             rngs=rngs,
         )
         self.proj_out = project(inner, channels, *size, zero=True, dtype=dtype, rngs=rngs)
+        self.remat, self.scan = remat, scan
 
     def __call__(self, x, context=None, *, key=None):
         h = self.proj_in(self.norm(x))
         tokens = placement.tokens(placement.flatten_pixels(h))
-        contexts = context if isinstance(context, (list, tuple)) else [context]
-        for i, block in enumerate(self.transformer_blocks):
-            own = contexts[i] if len(contexts) > 1 else contexts[0]
-            tokens = block(tokens, own, key=fold(key, i))
+        contexts = list(context) if isinstance(context, (list, tuple)) else [context]
+        contexts = contexts if len(contexts) > 1 else contexts * len(self.transformer_blocks)
+        step = lambda block, tokens, own, key: placement.tokens(block(tokens, own, key=key))
+        step = rules.transformer_block(step, self.remat)
+        if self.scan and all(own is contexts[0] for own in contexts):
+            one = lambda block, tokens, key: step(block, tokens, contexts[0], key)
+            tokens = in_turn(one, self.transformer_blocks, tokens, key)
+        else:
+            for i, (block, own) in enumerate(zip(self.transformer_blocks, contexts, strict=True)):
+                tokens = step(block, tokens, own, fold(key, i))
         return x + self.proj_out(placement.unflatten_pixels(tokens, *h.shape[1:3]))
 
 
@@ -214,6 +245,8 @@ class SpatialVideoTransformer(nnx.Module):
         disable_self_attn: bool = False,
         disable_temporal_crossattention: bool = False,
         max_time_embed_period: float = 10000.0,
+        remat: str = 'none',
+        scan: bool = False,
         dropout: float = 0.0,
         attention: str = 'auto',
         dtype: Any,
@@ -227,6 +260,8 @@ class SpatialVideoTransformer(nnx.Module):
             context_dim=context_dim,
             use_linear=use_linear,
             disable_self_attn=disable_self_attn,
+            remat=remat,
+            scan=scan,
             dropout=dropout,
             attention=attention,
             dtype=dtype,
@@ -280,12 +315,21 @@ class SpatialVideoTransformer(nnx.Module):
         frames = jnp.tile(self.time_pos_embed(frames), (len(x) // num_frames, 1))[:, None]
         if image_only_indicator is not None:
             image_only_indicator = image_only_indicator.reshape(-1)
-        for i, (block, mix_block) in enumerate(
-            zip(space.transformer_blocks, self.time_stack, strict=True)
-        ):
-            tokens = block(tokens, context, key=fold(key, 2 * i))
+
+        def step(blocks, tokens, context, time_context, key):
+            block, mix_block = blocks
+            tokens = placement.tokens(block(tokens, context, key=fold(key, 0)))
             mixed = mix_block(
-                tokens + frames, time_context, num_frames=num_frames, key=fold(key, 2 * i + 1)
+                tokens + frames, time_context, num_frames=num_frames, key=fold(key, 1)
             )
-            tokens = self.time_mixer(tokens, mixed, image_only_indicator)
+            return placement.tokens(self.time_mixer(tokens, mixed, image_only_indicator))
+
+        step = rules.transformer_block(step, space.remat)
+        one = lambda blocks, tokens, key: step(blocks, tokens, context, time_context, key)
+        pairs = list(zip(space.transformer_blocks, self.time_stack, strict=True))
+        if space.scan:
+            tokens = in_turn(one, pairs, tokens, key)
+        else:
+            for i, pair in enumerate(pairs):
+                tokens = one(pair, tokens, fold(key, i))
         return x + space.proj_out(placement.unflatten_pixels(tokens, *h.shape[1:3]))

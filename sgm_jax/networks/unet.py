@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sgm_jax.networks import layout, placement
+from sgm_jax.networks import remat as rules
 from sgm_jax.networks.layers import MLP, GroupNorm, Keys, conv, fold, linear, timestep_embedding
 from sgm_jax.networks.resblock import Downsample, ResBlock, Upsample
 from sgm_jax.networks.transformer import SpatialTransformer
@@ -201,7 +202,9 @@ class UNetModel(nnx.Module):
       'continuous', 'timestep', or None), num_heads or num_head_channels, transformer_depth (one or one
       per level), context_dim (one, or one for each block of a transformer: then a list of contexts),
       dims (1 or 3: lines or volumes, without attention), and the switches of the same names.
-      use_checkpoint: compute each block again in the backward pass instead of keeping its inside.
+      remat: what is computed again in the backward pass instead of kept, a name in remat.RULES;
+        use_checkpoint, sgm's, is its 'block'.
+      scan: compile one block of each transformer, and run it with the weights of all in turn.
       attention: an implementation of sgm_jax.networks.attention.attend.
       dtype: what it computes in; parameters are float32.
 
@@ -222,6 +225,8 @@ class UNetModel(nnx.Module):
         conv_resample: bool = True,
         num_classes: int | str | None = None,
         use_checkpoint: bool = False,
+        remat: str | None = None,
+        scan: bool = False,
         num_heads: int = -1,
         num_head_channels: int = -1,
         use_scale_shift_norm: bool = False,
@@ -239,6 +244,7 @@ class UNetModel(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: Keys,
     ):
+        remat = rules.check(remat, use_checkpoint)
         plan = layout.Plan(
             in_channels=in_channels,
             model_channels=model_channels,
@@ -285,6 +291,8 @@ class UNetModel(nnx.Module):
                 context_dim=context_dim,
                 use_linear=use_linear_in_transformer,
                 disable_self_attn=part.disable_self_attn,
+                remat=remat,
+                scan=scan,
                 attention=attention,
                 dtype=dtype,
                 rngs=rngs,
@@ -302,7 +310,7 @@ class UNetModel(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.use_checkpoint = use_checkpoint
+        self.remat = remat
 
     def __call__(self, x, timesteps, context=None, y=None, *, key=None):
         emb = self.frame.embed(timesteps, y)
@@ -313,5 +321,7 @@ class UNetModel(nnx.Module):
                 return layer(h, emb, key=key)
             return layer(h, context, key=key)
 
-        run = jax.checkpoint(apply) if self.use_checkpoint else apply
-        return self.frame.run(x, lambda layer, h, key: run(layer, h, emb, context, key), key)
+        block, layer = (wrap(apply, self.remat) for wrap in (rules.residual_block, rules.layer))
+        run = lambda part: block if isinstance(part, ResBlock) else layer
+        conditioning = emb, context
+        return self.frame.run(x, lambda part, h, key: run(part)(part, h, *conditioning, key), key)

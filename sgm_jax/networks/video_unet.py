@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sgm_jax.networks import layout
+from sgm_jax.networks import remat as rules
 from sgm_jax.networks.layers import Keys
 from sgm_jax.networks.resblock import VideoResBlock
 from sgm_jax.networks.transformer import SpatialVideoTransformer
@@ -41,6 +42,8 @@ class VideoUNet(nnx.Module):
         conv_resample: bool = True,
         num_classes: int | str | None = None,
         use_checkpoint: bool = False,
+        remat: str | None = None,
+        scan: bool = False,
         num_heads: int = -1,
         num_head_channels: int = -1,
         use_scale_shift_norm: bool = False,
@@ -63,6 +66,7 @@ class VideoUNet(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: Keys,
     ):
+        remat = rules.check(remat, use_checkpoint)
         plan = layout.Plan(
             in_channels=in_channels,
             model_channels=model_channels,
@@ -107,6 +111,8 @@ class VideoUNet(nnx.Module):
                 use_spatial_context=use_spatial_context,
                 disable_temporal_crossattention=disable_temporal_crossattention,
                 max_time_embed_period=max_ddpm_temb_period,
+                remat=remat,
+                scan=scan,
                 dropout=dropout,
                 attention=attention,
                 dtype=dtype,
@@ -125,7 +131,7 @@ class VideoUNet(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.use_checkpoint = use_checkpoint
+        self.remat = remat
 
     def __call__(
         self,
@@ -152,6 +158,7 @@ class VideoUNet(nnx.Module):
                 return layer(h, emb, **video)
             return layer(h, context, time_context, **video)
 
-        run = jax.checkpoint(apply) if self.use_checkpoint else apply
+        block, layer = (wrap(apply, self.remat) for wrap in (rules.residual_block, rules.layer))
+        run = lambda part: block if isinstance(part, VideoResBlock) else layer
         conditioning = (emb, cast(context), cast(time_context), image_only_indicator)
-        return self.frame.run(x, lambda layer, h, key: run(layer, h, *conditioning, key), key)
+        return self.frame.run(x, lambda part, h, key: run(part)(part, h, *conditioning, key), key)

@@ -27,8 +27,9 @@ from sgm_jax.parallel import mesh as meshes
 from sgm_jax.training import report
 from sgm_jax.training.checkpoints import Checkpoints
 from sgm_jax.training.logs import Logs
-from sgm_jax.training.optimizers import make_optimizer, make_schedule, scaled
+from sgm_jax.training.optimizers import make_optimizer, scaled
 from sgm_jax.training.painter import Painter
+from sgm_jax.training.schedules import make_schedule, peak_rate
 from sgm_jax.training.state import Average, Optimizers, TrainState, abstract
 from sgm_jax.training.step import first_players, make_init, make_step, start_from
 from sgm_jax.training.stop import StopRequest
@@ -124,7 +125,11 @@ class Setup:
         engine = build_engine(config)
         schedule = make_schedule(
             config.get('schedule', {'name': 'constant'}),
-            peak=config.optimizer.learning_rate,
+            peak=peak_rate(
+                config.optimizer,
+                batch_size=options.batch_size,
+                accumulate=options.accumulate,
+            ),
             steps=options.steps // options.accumulate,
         )
         players = jax.eval_shape(functools.partial(first_players, engine), jax.random.key(0))

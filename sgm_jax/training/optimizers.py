@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name. Both count optimizer steps, not accumulated batches."""
+"""Optimizers by name. They count optimizer steps, not accumulated batches."""
 
 import re
 from collections.abc import Mapping
@@ -10,32 +10,9 @@ import optax.contrib
 
 from sgm_jax.config import build, plain
 from sgm_jax.errors import UserError
+from sgm_jax.training import small_moments
 
 PyTree = Any
-
-
-def constant(*, peak: float, warmup_steps: int = 0) -> optax.Schedule:
-    """Linear from 0 over `warmup_steps`, then `peak`."""
-    _check_warmup(warmup_steps)
-    if warmup_steps == 0:
-        return optax.constant_schedule(peak)
-    return optax.linear_schedule(0.0, peak, warmup_steps)
-
-
-def cosine(*, peak: float, steps: int, warmup_steps: int = 0, end: float = 0.0) -> optax.Schedule:
-    """Linear from 0 to `peak` over `warmup_steps`, then half a cosine to `end` at `steps`."""
-    _check_warmup(warmup_steps)
-    if warmup_steps >= steps:
-        raise UserError(f'schedule: warmup_steps is {warmup_steps} of {steps} steps; give fewer')
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, steps, end)
-
-
-def _check_warmup(steps: int) -> None:
-    if steps < 0:
-        raise UserError(f'schedule: warmup_steps is {steps}; give 0 or more')
-
-
-SCHEDULES = {'constant': constant, 'cosine': cosine}
 
 
 def adamw(
@@ -48,6 +25,67 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW as torch.optim.AdamW: decay of every parameter, scaled by the learning rate."""
     return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+
+def _adamw_of(bits: int):
+    def make(
+        *,
+        learning_rate: optax.Schedule,
+        b1: float = 0.9,
+        b2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> optax.GradientTransformation:
+        return optax.chain(
+            small_moments.scale_by_adam(b1=b1, b2=b2, eps=eps, bits=bits),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+    return make
+
+
+def adafactor(
+    *,
+    learning_rate: optax.Schedule,
+    decay_rate: float = 0.8,
+    clipping_threshold: float = 1.0,
+    min_dim_size_to_factor: int = 128,
+    multiply_by_parameter_scale: bool = False,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Adafactor (arXiv:1804.04235): of a matrix's second moment, its rows' and columns' means alone.
+
+    No first moment. With multiply_by_parameter_scale, as in the paper, the learning rate is relative to the
+    parameters' size; without, it is AdamW's.
+    """
+    return optax.chain(
+        optax.adafactor(
+            None,
+            min_dim_size_to_factor=min_dim_size_to_factor,
+            decay_rate=decay_rate,
+            multiply_by_parameter_scale=multiply_by_parameter_scale,
+            clipping_threshold=clipping_threshold,
+            weight_decay_rate=None,
+        ),
+        # It ends with the sign of descent, which decay has the other way round.
+        optax.scale(-1.0),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def lion(
+    *,
+    learning_rate: optax.Schedule,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    weight_decay: float = 0.1,
+) -> optax.GradientTransformation:
+    """Lion (arXiv:2302.06675): the sign of a momentum. A third to a tenth of AdamW's learning rate, its decay the
+    more.
+    """
+    return optax.lion(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
 
 
 def muon(
@@ -82,12 +120,14 @@ def muon(
     )
 
 
-OPTIMIZERS = {'adamw': adamw, 'muon': muon}
-
-
-def make_schedule(node: Mapping, *, peak: float, steps: int) -> optax.Schedule:
-    """The schedule of `config.schedule`: the learning rate of an optimizer step, counted from 0."""
-    return build(SCHEDULES, node, where='schedule', peak=peak, steps=steps)
+OPTIMIZERS = {
+    'adamw': adamw,
+    'adamw_bf16': _adamw_of(16),
+    'adamw_8bit': _adamw_of(8),
+    'adafactor': adafactor,
+    'lion': lion,
+    'muon': muon,
+}
 
 
 def scaled(schedule: optax.Schedule, node: Mapping) -> optax.Schedule:
@@ -114,7 +154,7 @@ def make_optimizer(
     """The optimizer of `config.optimizer`, after clipping, over the mean of `accumulate` batches.
 
     Args:
-      node: `name`, `learning_rate` (which the schedule has already taken), the optimizer's keywords, and
+      node: `name`, `learning_rate` and `scale_lr` (which the schedule has already taken), the optimizer's keywords, and
         `lr_factor`, times the learning rate; `groups`, each a node of a `pattern` and of what differs for the
         parameters whose dotted paths it matches from their start. The first that matches counts.
       schedule: learning rate by optimizer step.
@@ -123,7 +163,7 @@ def make_optimizer(
       params: the trained tree (arrays or shapes), which groups are checked against.
       where: the node's name, for errors.
     """
-    options = {k: v for k, v in plain(node).items() if k != 'learning_rate'}
+    options = {k: v for k, v in plain(node).items() if k not in ('learning_rate', 'scale_lr')}
     groups = options.pop('groups', ())
     if clip_norm < 0:
         raise UserError(f'train.clip_norm is {clip_norm}; give 0 (no clipping) or more')

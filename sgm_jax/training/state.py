@@ -87,7 +87,9 @@ def _abstract_moments(
     whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.replicated(mesh))
     # Where a group has an optimizer of its own, the others' moments are masked.
     masked = lambda x: isinstance(x, optax.MaskedNode)
-    like = lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding)
+    like = lambda x, p: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=meshes.like(p.sharding, p.shape, x.shape)
+    )
     return optax.tree_map_params(
         optimizer,
         lambda x, p: x if masked(x) else like(x, p),
