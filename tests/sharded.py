@@ -1,6 +1,6 @@
-"""A program: trains a tiny model for three steps on several meshes, and prints how they differ from the first.
+"""A program: trains a tiny model for three steps on several meshes, and prints how they differ.
 
-    python tests/sharded.py CASE '[{"data": 1}, {"data": 2, "fsdp": 2, "context": 2}]'
+    PYTHONPATH=.:tests python tests/sharded.py CASE '[{"data": 1}, {"data": 2, "fsdp": 2, "context": 2}]'
 
 with XLA_FLAGS=--xla_force_host_platform_device_count=8. A mesh takes as many devices as its sizes say.
 """
@@ -8,11 +8,8 @@ with XLA_FLAGS=--xla_force_host_platform_device_count=8. A mesh takes as many de
 import functools
 import json
 import math
-import pathlib
 import re
 import sys
-
-sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
 
 import gan_model
 import jax

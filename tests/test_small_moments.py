@@ -64,7 +64,9 @@ def test_they_hold_less_and_learn_alike(name, options, share, loss_ratio):
 
 def test_bytes_keep_a_moment_in_the_mean():
     rng = np.random.default_rng(1)
-    x = jnp.asarray(rng.standard_normal((64, 96)) * np.exp(rng.uniform(-4, 0, (64, 96))), jnp.float32)
+    x = jnp.asarray(
+        rng.standard_normal((64, 96)) * np.exp(rng.uniform(-4, 0, (64, 96))), jnp.float32
+    )
     draw = jax.vmap(lambda key: small_moments._load(*small_moments._to_bytes(x, key, True)))
     found = np.asarray(draw(jax.random.split(jax.random.key(0), 400)))
     biggest = np.abs(x).max()

@@ -1,6 +1,6 @@
 """What the backward pass computes again instead of keeping: rules by name.
 
-The policies that keep something keep it from one pass to the other; everything else of a block is computed twice.
+What a rule does not keep is computed twice.
 """
 
 from collections.abc import Callable

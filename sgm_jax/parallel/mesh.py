@@ -82,15 +82,14 @@ def by_shape(
 def like(sharding: NamedSharding, shape: Sequence[int], wanted: Sequence[int]) -> NamedSharding:
     """For an array of shape `wanted` that is made from a parameter of `shape` with a sharding.
 
-    The axes that the two have in common are split alike, as those of a moment's scales. Where the shapes do not
-    correspond (sums over an axis), the rule of shape is asked again.
+    The axes that the two have in common are split alike, as those of a moment's scales. Where the shapes do
+    not correspond (sums over an axis), the rule of shape is asked again.
     """
     if len(shape) != len(wanted):
         return by_shape(wanted, sharding.mesh)
     spec = (*sharding.spec, *(None,) * (len(shape) - len(sharding.spec)))
     kept = (
-        name if have == want else None
-        for name, have, want in zip(spec, shape, wanted, strict=True)
+        name if have == want else None for name, have, want in zip(spec, shape, wanted, strict=True)
     )
     return NamedSharding(sharding.mesh, PartitionSpec(*kept))
 

@@ -26,6 +26,7 @@ from sgm_jax.parallel import agreement
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.training import report
 from sgm_jax.training.checkpoints import Checkpoints
+from sgm_jax.training.frozen import check_dtype, hold
 from sgm_jax.training.logs import Logs
 from sgm_jax.training.optimizers import make_optimizer, scaled
 from sgm_jax.training.painter import Painter
@@ -55,6 +56,7 @@ class Options:
       ema_decay: of the averaged parameters, at most.
       log_every, image_every, checkpoint_every: in steps; image_every 0 logs no pictures.
       keep: checkpoints that are kept.
+      frozen_dtype, first_stage_dtype: in which frozen parts are held, a name in frozen.DTYPES.
     """
 
     batch_size: int
@@ -66,8 +68,12 @@ class Options:
     image_every: int = 1000
     checkpoint_every: int = 1000
     keep: int = 3
+    frozen_dtype: str = 'float32'
+    first_stage_dtype: str = 'float32'
 
     def __post_init__(self):
+        for name in ('frozen_dtype', 'first_stage_dtype'):
+            check_dtype(name, getattr(self, name))
         for name in ('steps', 'accumulate', 'log_every', 'checkpoint_every'):
             if getattr(self, name) < 1:
                 raise UserError(f'train.{name} is {getattr(self, name)}; give 1 or more')
@@ -161,6 +167,14 @@ class Setup:
             step=make_step(engine, optimizers, average, rates, wanted),
         )
 
+    def frozen(self, key: jax.Array) -> PyTree:
+        """The frozen parts, on the host, in the precision that `config.train` says."""
+        return hold(
+            self.engine.init_frozen(key),
+            dtype=self.options.frozen_dtype,
+            first_stage_dtype=self.options.first_stage_dtype,
+        )
+
     def first_state(self, key: jax.Array, params: PyTree | None = None) -> TrainState:
         """From given parameters, or from the engine's checkpoint if it has one, else at random."""
         params = self.engine.pretrained() if params is None else params
@@ -210,7 +224,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
             f'{workdir} at step {begin}',
             '--workdir must be one folder that all hosts share',
         )
-        frozen = agreement.place(setup.engine.init_frozen(keys[0]), whole)
+        frozen = agreement.place(setup.frozen(keys[0]), whole)
         if begin is None:
             state, begin = setup.first_state(init_key), 0
         elif weights_alone(workdir, begin):

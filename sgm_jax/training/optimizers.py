@@ -82,9 +82,7 @@ def lion(
     b2: float = 0.99,
     weight_decay: float = 0.1,
 ) -> optax.GradientTransformation:
-    """Lion (arXiv:2302.06675): the sign of a momentum. A third to a tenth of AdamW's learning rate, its decay the
-    more.
-    """
+    """Lion (arXiv:2302.06675): the sign of a momentum. Learning rates are a third to a tenth of AdamW's."""
     return optax.lion(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
 
 
@@ -154,7 +152,7 @@ def make_optimizer(
     """The optimizer of `config.optimizer`, after clipping, over the mean of `accumulate` batches.
 
     Args:
-      node: `name`, `learning_rate` and `scale_lr` (which the schedule has already taken), the optimizer's keywords, and
+      node: `name`, `learning_rate` and `scale_lr` (which the schedule has taken), its keywords, and
         `lr_factor`, times the learning rate; `groups`, each a node of a `pattern` and of what differs for the
         parameters whose dotted paths it matches from their start. The first that matches counts.
       schedule: learning rate by optimizer step.

@@ -35,7 +35,7 @@ def linear(*, peak: float, steps: int, warmup_steps: int = 0, end: float = 0.0) 
 def exponential(
     *, peak: float, decay_steps: int, decay_rate: float, warmup_steps: int = 0, end: float = 0.0
 ) -> optax.Schedule:
-    """Linear from 0 over `warmup_steps`, then times `decay_rate` per `decay_steps`, down to `end` at least."""
+    """Linear from 0 over `warmup_steps`, then times `decay_rate` per `decay_steps`, down to `end`."""
     _check_warmup(warmup_steps)
     down = optax.exponential_decay(peak, decay_steps, decay_rate, end_value=end)
     return _after_warmup(down, peak, warmup_steps)

@@ -1,0 +1,133 @@
+"""Sharded training: the numbers of one device on every mesh, and what each device holds."""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from sgm_jax.config import load_config
+from sgm_jax.engines import build
+from sgm_jax.errors import UserError
+from sgm_jax.parallel import mesh as meshes
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MESHES = [
+    {'data': 1},
+    {'data': 2, 'fsdp': 2, 'context': 2},
+    {'data': 8},
+    {'fsdp': 8},
+    {'data': 4, 'fsdp': 2},
+]
+
+
+def run(*arguments: str) -> list:
+    environment = {
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+        'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
+    }
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=3000,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'rematerialization' not in done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+# The adversarial gradients have norms of thousands, of which a sum in another order leaves more.
+@pytest.mark.parametrize(('case', 'apart'), [('svd', 1e-3), ('sdxl', 1e-3), ('autoencoder', 2e-2)])
+def test_all_meshes_train_to_the_same(case, apart):
+    one, *others = run('tests/sharded.py', case, json.dumps(MESHES))
+    assert one['moved'] > 1e-3
+    for found in others:
+        assert found['devices'] == 8
+        for here, there in zip(one['logs'], found['logs'], strict=True):
+            assert here.keys() == there.keys()
+            for name in {'loss'} & here.keys():
+                np.testing.assert_allclose(there[name], here[name], rtol=1e-5)
+        assert found['params'] < apart * one['moved']
+        assert found['ema'] < apart * one['moved']
+        # No more than one parameter is gathered at a time.
+        gathered = found['collectives'].get('all-gather', [0])
+        assert max(gathered) <= max(found['largest_parameter'], found['bytes'] // 10)
+    assert others[2]['share'] < 1 / 7
+
+
+PIXELS = """
+import json, jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from sgm_jax.networks import placement
+from sgm_jax.networks.layers import Keys
+from sgm_jax.networks.transformer import SpatialVideoTransformer
+from sgm_jax.parallel import mesh as meshes
+
+layer = SpatialVideoTransformer(32, heads=2, dim_head=16, context_dim=8, use_linear=True,
+    use_spatial_context=True, merge_strategy='learned', dtype=jnp.float32, rngs=Keys(0))
+graphdef, params = nnx.split(layer)
+wave = lambda x: x + 0.1 * jnp.sin(jnp.arange(float(x.size))).reshape(x.shape)
+params = jax.tree.map(wave, params)
+context = jax.random.normal(jax.random.key(1), (6, 3, 8))
+mesh = meshes.make_mesh({'data': 2, 'context': 4})
+found = []
+# Rows divide by four; columns alone do.
+for height, width in ((8, 3), (9, 4)):
+    x = jax.random.normal(jax.random.key(2), (6, height, width, 32))
+    f = lambda p, x: nnx.merge(graphdef, p)(placement.feature_map(x), context, num_frames=3)
+    one = jax.jit(f)(params, x)
+    def spread(p, x):
+        with placement.over(mesh, batch=meshes.BATCH, context=meshes.CONTEXT):
+            return placement.feature_map(f(p, x))
+    many = jax.jit(spread)(params, x)
+    found.append([float(jnp.abs(one - x).max()), float(jnp.abs(np.asarray(many) - one).max()),
+                  str(many.sharding.spec)])
+print(json.dumps(found))
+"""
+
+
+def test_pixels_of_a_clip_over_devices():
+    rows, columns = run('-c', PIXELS)
+    for moved, apart, _ in (rows, columns):
+        assert moved > 0.1
+        assert apart < 1e-5
+    assert 'context' in rows[2]
+    assert 'context' in columns[2]
+
+
+@pytest.mark.parametrize('name', ['svd', 'sdxl_base'])
+def test_an_eighth_of_the_state_on_each_of_eight(name):
+    mesh = AbstractMesh((1, 8, 1), meshes.AXES)
+    engine = build(load_config(str(ROOT / f'configs/{name}.py')))
+    shapes = [x.shape for x in jax.tree.leaves(engine.structure.abstract[1])]
+    rule = {shape: meshes.by_shape(shape, mesh) for shape in shapes}
+    held = sum(math.prod(rule[shape].shard_shape(shape)) for shape in shapes)
+    assert held < sum(map(math.prod, shapes)) / 7
+    large = [shape for shape in shapes if math.prod(shape) >= meshes.MIN_SIZE]
+    assert not [shape for shape in large if rule[shape].is_fully_replicated]
+
+
+def test_the_model_is_split_over_context_too():
+    mesh = AbstractMesh((1, 2, 4), meshes.AXES)
+    spec = lambda *shape: meshes.by_shape(shape, mesh, min_size=8).spec
+    assert spec(3, 64) == PartitionSpec(None, ('fsdp', 'context'))
+    assert spec(3, 6) == PartitionSpec(None, 'fsdp')
+
+
+def test_rows_must_divide():
+    mesh = AbstractMesh((1, 1, 8), meshes.AXES)
+    meshes.check_rows(72, mesh)
+    with pytest.raises(UserError, match=r'mesh.context is 8, .* the 36 rows .* use 6'):
+        meshes.check_rows(36, mesh)
