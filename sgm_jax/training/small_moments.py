@@ -2,8 +2,8 @@
 
 A moment has the shape of its parameter and is split over devices as that is. All arithmetic is in float32;
 what is stored is rounded by chance, up as often as its remainder says: with b2 = 0.999 a second moment
-changes by less than half of bfloat16's last bit in a step, and by rounding to the nearest would never change. The
-chance is a function of the optimizer's step, so that a run that was taken up goes on bit for bit.
+changes by less than half of bfloat16's last bit in a step, and by rounding to the nearest would never change.
+The chance is a function of the optimizer's step, so that a run that was taken up goes on bit for bit.
 """
 
 from typing import Any, NamedTuple
