@@ -47,7 +47,7 @@ class Case:
         """Of the process that compiles it."""
         words = ['--config', self.config, '--topology', self.topology, '--json', results]
         if self.work == 'sample':
-            words += ['--sample', f'--count={self.batch}']
+            words += ['--sample', f'--samples={self.batch}']
         else:
             words += [f'--config.train.batch_size={self.batch}']
         return [sys.executable, '-m', 'sgm_jax.tools.plan', *words, *self.flags]

@@ -19,7 +19,7 @@ from sgm_jax.parallel import topologies
 CONFIG = cli.define_config('what to plan: FILE.py[:VARIANT]')
 TOPOLOGY = flags.DEFINE_string('topology', None, 'v5e-16, v5p:4x4x4, 8xH100, cpu:8')
 SAMPLE = flags.DEFINE_bool('sample', False, 'sampling on one device, in place of training on all')
-COUNT = flags.DEFINE_integer('count', 1, 'samples at once, with --sample', lower_bound=1)
+SAMPLES = flags.DEFINE_integer('samples', 1, 'samples at once, with --sample', lower_bound=1)
 SEARCH = flags.DEFINE_bool(
     'search', False, 'try remat, meshes and batches; show the best that fits'
 )
@@ -45,7 +45,7 @@ def main() -> int:
         _show(plan_report.report(best))
         return 0
     if SAMPLE.value:
-        plan = planning.plan_sampling(CONFIG.value, topology, count=COUNT.value)
+        plan = planning.plan_sampling(CONFIG.value, topology, count=SAMPLES.value)
     else:
         plan = planning.plan_training(CONFIG.value, topology)
     _keep(plan)
