@@ -18,13 +18,13 @@ from sgm_jax.diffusion.guiders import guide
 from sgm_jax.diffusion.loss import StandardDiffusionLoss
 from sgm_jax.diffusion.samplers import Sampler
 from sgm_jax.engines.caching import fingerprint
-from sgm_jax.engines.model import DiffusionModel, build_model, check_pixels
+from sgm_jax.engines.model import DiffusionModel, build_model
 from sgm_jax.engines.protocol import Gradients, Players, gradients_of
+from sgm_jax.engines.records import check_record
 from sgm_jax.engines.sampling import Sampling
 from sgm_jax.engines.structure import PyTree, Structure, to_uint8
 from sgm_jax.engines.tasks import TASKS, Task
 from sgm_jax.engines.weights import Weights
-from sgm_jax.errors import UserError
 from sgm_jax.networks.video_decoder import VideoDecoder
 from sgm_jax.parallel.compiler import jit
 
@@ -118,44 +118,7 @@ class DiffusionEngine:
         return self.weights.trainable()
 
     def check(self, record: Mapping[str, np.ndarray]) -> None:
-        if 'moments' in record:
-            self._check_cached(record)
-            return
-        shape, num_frames = record['jpg'].shape, self.task.num_frames
-        if len(shape) != (3 if num_frames is None else 4):
-            wanted = 'pictures' if num_frames is None else 'clips'
-            raise UserError(
-                f'model.task needs {wanted}, and the data gives arrays of shape {shape}; choose another '
-                'data.name or model.task'
-            )
-        if num_frames is not None and shape[0] != num_frames:
-            raise UserError(
-                f'data.num_frames is {shape[0]} and model.task.num_frames is {num_frames}; '
-                'give both the same value'
-            )
-        check_pixels(self.factor, *shape[-3:-1])
-        self._check_told(record)
-
-    def _check_told(self, record: Mapping[str, np.ndarray]) -> None:
-        wanted = self.structure.shape.conditioner.reads_beside(record)
-        missing = sorted(wanted - set(self.task.makes) - set(record))
-        if missing:
-            raise UserError(
-                f'the data has no {missing[0]!r}, which model.conditioner reads; it has: '
-                f'{", ".join(sorted(record))}; choose another source, or its options'
-            )
-
-    def _check_cached(self, record: Mapping[str, np.ndarray]) -> None:
-        if self.task.num_frames is not None:
-            raise UserError('data: a cache of latents is of pictures, and model.task needs clips')
-        if str(record['fingerprint']) != self.fingerprint:
-            raise UserError(
-                f'data: the cache was made by other encoders ({record["fingerprint"]}) than this '
-                f"model's ({self.fingerprint}); make it anew with python -m sgm_jax.tools.cache_latents"
-            )
-        factor = self.first_stage_factor
-        check_pixels(self.factor, *(factor * side for side in record['moments'].shape[:2]))
-        self._check_told(record)
+        check_record(self, record)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -387,41 +350,6 @@ class DiffusionEngine:
             return images.reshape(*clips.shape[:2], *images.shape[1:])
 
         return jit(decode)
-
-    def trace_sampling(
-        self, params: PyTree, frozen: PyTree, batch: Batch, *, count: int, place: Callable
-    ) -> dict[str, Any]:
-        """The programs of `count` samples, traced from shapes: a 'step' of the sampler and 'decode'.
-
-        `batch` is of training; `place` gives a tree of shapes its sharding.
-        """
-        settings = self.sampling
-        size = self.latent_size((settings.height, settings.width))
-        told = {k: v for k, v in batch.items() if k != 'jpg'}
-        if self.task.num_frames is not None:
-            frame = jax.ShapeDtypeStruct((count, settings.height, settings.width, 3), jnp.float32)
-            made = lambda frames: conditioning_frames(frames, jnp.ones(count), jax.random.key(0))
-            told |= jax.eval_shape(made, frame)
-        zero = {name: jax.ShapeDtypeStruct((), bool) for name in settings.zero}
-        cond = place(jax.eval_shape(self._condition, params, frozen, told, zero))
-        frames = self.task.num_frames or 1
-        z = jax.ShapeDtypeStruct((count * frames, *size, self.latent_channels), jnp.float32)
-        plan = settings.sampler.plan(settings.discretization.sigmas(settings.steps))
-        scalars = {name: values[0] for name, values in plan.items()}
-        carry = place(jax.eval_shape(settings.sampler.init, z))
-        step = self._step(settings.sampler).trace(
-            params,
-            frozen,
-            cond,
-            cond if settings.guided else None,
-            place(settings.guider.scales()),
-            carry,
-            place(scalars),
-            place(z) if settings.sampler.stochastic else None,
-        )
-        chunk = min(settings.decode_chunk or frames, frames)
-        clips = place(jax.ShapeDtypeStruct((count, chunk, *size, z.shape[-1]), jnp.float32))
-        return {'step': step, 'decode': self._decode.trace(params, frozen, clips)}
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the latents of images of `size`."""

@@ -14,34 +14,41 @@ from absl import flags
 
 from sgm_jax import cli
 
-CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'workdir in which a first stage was trained')
-CONFIG = cli.define_config("with --orbits: the model, where it is not the checkpoint's own")
-ORBITS = flags.DEFINE_string('orbits', None, 'a folder of objects with their true views')
-STEPS = flags.DEFINE_integer('steps', None, 'with --orbits: of the sampler')
-COUNT = flags.DEFINE_integer('count', 64, 'held-out pictures, or objects', lower_bound=1)
-OUTPUT = flags.DEFINE_string('output', None, 'where to write a sheet: input, bicubic, first stage')
-INCEPTION = flags.DEFINE_string(
-    'inception', None, "pytorch-fid's weights of Inception-v3, to give the reconstructions' FID too"
-)
+FLAGS = flags.FLAGS
 
 _BATCH, _SHOWN = 16, 8
+
+
+def define_flags() -> None:
+    """Not at import: other tools have flags of these names."""
+    flags.DEFINE_string('checkpoint', None, 'workdir in which a first stage was trained')
+    cli.define_config("with --orbits: the model, where it is not the checkpoint's own")
+    flags.DEFINE_string('orbits', None, 'a folder of objects with their true views')
+    flags.DEFINE_integer('steps', None, 'with --orbits: of the sampler')
+    flags.DEFINE_integer('count', 64, 'held-out pictures, or objects', lower_bound=1)
+    flags.DEFINE_string('output', None, 'where to write a sheet: input, bicubic, first stage')
+    flags.DEFINE_string(
+        'inception',
+        None,
+        "pytorch-fid's weights of Inception-v3, to give the reconstructions' FID too",
+    )
 
 
 def main() -> int:
     from sgm_jax.errors import UserError
 
-    if not CHECKPOINT.value:
+    if not FLAGS.checkpoint:
         raise UserError('give --checkpoint WORKDIR, in which a first stage was trained')
-    if ORBITS.value:
+    if FLAGS.orbits:
         from sgm_jax.tools import orbit_scores
 
         for line in orbit_scores.report(
-            CHECKPOINT.value,
-            ORBITS.value,
-            config=CONFIG.value,
-            count=COUNT.value,
-            steps=STEPS.value,
-            output=OUTPUT.value,
+            FLAGS.checkpoint,
+            FLAGS.orbits,
+            config=FLAGS.config,
+            count=FLAGS.count,
+            steps=FLAGS.steps,
+            output=FLAGS.output,
             compare=_metrics(),
         ):
             print(line)
@@ -52,10 +59,10 @@ def main() -> int:
     from sgm_jax.interop import workdir_files
     from sgm_jax.sampling.load import load
 
-    model = load(CHECKPOINT.value)
+    model = load(FLAGS.checkpoint)
     if not isinstance(model.engine, AutoencodingEngine):
-        raise UserError(f'{CHECKPOINT.value} is not the workdir of a first stage')
-    config = workdir_files.read_config(CHECKPOINT.value)
+        raise UserError(f'{FLAGS.checkpoint} is not the workdir of a first stage')
+    config = workdir_files.read_config(FLAGS.checkpoint)
     pictures = to_uint8(_held_out(pipeline.make_source(config.data, split='held_out')))
     batches = range(0, len(pictures), _BATCH)
     ours = np.concatenate([model.decode(model.encode(pictures[i : i + _BATCH])) for i in batches])
@@ -65,15 +72,15 @@ def main() -> int:
     print(f'{len(pictures)} held-out pictures of {pictures.shape[1]}x{pictures.shape[2]}')
     for name, values in rows.items():
         print(f'{name:12}' + '  '.join(f'{key} {value:7.3f}' for key, value in values.items()))
-    if OUTPUT.value:
-        _write_sheet(OUTPUT.value, pictures, plain, ours)
-        print(f'input, bicubic, first stage: {OUTPUT.value}')
+    if FLAGS.output:
+        _write_sheet(FLAGS.output, pictures, plain, ours)
+        print(f'input, bicubic, first stage: {FLAGS.output}')
     return 0
 
 
 def _held_out(source) -> np.ndarray:
     # Evenly over the source, which lists one file's pictures after the other's.
-    count = min(COUNT.value, len(source))
+    count = min(FLAGS.count, len(source))
     places = [i * len(source) // count for i in range(count)]
     found = np.stack([source.record(i, None)['jpg'] for i in places])
     return found.reshape(-1, *found.shape[-3:])
@@ -101,8 +108,8 @@ def _metrics():
     distance = jax.jit(lambda params, a, b: nnx.merge(graphdef, params)(a, b))
     unit = lambda x: jnp.asarray(x, jnp.float32) / 127.5 - 1.0
     features = None
-    if INCEPTION.value:
-        structure, weights = nnx.split(load_inception(INCEPTION.value))
+    if FLAGS.inception:
+        structure, weights = nnx.split(load_inception(FLAGS.inception))
         run = jax.jit(lambda weights, x: nnx.merge(structure, weights)(x))
         features = lambda x: np.concatenate(
             [run(weights, unit(x[i : i + _BATCH])) for i in range(0, len(x), _BATCH)]
@@ -131,4 +138,5 @@ def _write_sheet(path: str, *rows: np.ndarray) -> None:
 
 
 if __name__ == '__main__':
+    define_flags()
     cli.run(main)

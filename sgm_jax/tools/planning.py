@@ -11,8 +11,9 @@ import ml_collections
 import numpy as np
 
 from sgm_jax.config import plain
-from sgm_jax.engines import Engine
+from sgm_jax.engines import DiffusionEngine, Engine
 from sgm_jax.engines import build as build_engine
+from sgm_jax.engines.ahead import trace_sampling
 from sgm_jax.errors import UserError
 from sgm_jax.parallel import flops, hlo
 from sgm_jax.parallel import mesh as meshes
@@ -130,14 +131,14 @@ def plan_sampling(config: ml_collections.ConfigDict, topology: Topology, *, coun
     place = lambda tree: _placed(tree, sharding)
     with target(topology.platform):
         engine = build_engine(config)
-        if not hasattr(engine, 'trace_sampling'):
+        if not isinstance(engine, DiffusionEngine):
             return _plan_reconstruction(engine, config, topology, count, place)
         batch = batch_shapes(engine, config, count)
         weights = (
             place(jax.eval_shape(engine.init, jax.random.key(0))),
             place(engine.frozen_shapes(training=False)),
         )
-        traced = engine.trace_sampling(*weights, batch, count=count, place=place)
+        traced = trace_sampling(engine, *weights, batch, count=count, place=place)
         programs = {name: compiled(x, topology) for name, x in traced.items()}
     steps = len(engine.sampling.sampler.plan(_sigmas(engine))['sigma'])
     chunk = engine.sampling.decode_chunk or (engine.task.num_frames or count)

@@ -1,0 +1,52 @@
+"""The programs of sampling, traced from shapes before there are any weights."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sgm_jax.engines.diffusion import DiffusionEngine
+from sgm_jax.engines.structure import PyTree
+
+
+def trace_sampling(
+    engine: DiffusionEngine,
+    params: PyTree,
+    frozen: PyTree,
+    batch: Mapping[str, Any],
+    *,
+    count: int,
+    place: Callable[[PyTree], PyTree],
+) -> dict[str, Any]:
+    """The programs of `count` samples: a 'step' of the sampler and 'decode', to be lowered and compiled.
+
+    `batch` is of training; `place` gives a tree of shapes its sharding.
+    """
+    settings, num_frames = engine.sampling, engine.task.num_frames
+    size = engine.latent_size((settings.height, settings.width))
+    told = {k: v for k, v in batch.items() if k != 'jpg'}
+    if num_frames is not None:
+        shape = (count, num_frames, settings.height, settings.width, 3)
+        clips = {**told, 'jpg': jax.ShapeDtypeStruct(shape, jnp.float32)}
+        made = lambda clips: engine.task.told(clips, jnp.ones(count), jax.random.key(0))
+        told = jax.eval_shape(made, clips)
+    zero = {name: jax.ShapeDtypeStruct((), bool) for name in settings.zero}
+    cond = place(jax.eval_shape(engine._condition, params, frozen, told, zero))
+    frames = num_frames or 1
+    z = jax.ShapeDtypeStruct((count * frames, *size, engine.latent_channels), jnp.float32)
+    plan = settings.sampler.plan(settings.discretization.sigmas(settings.steps))
+    carry = place(jax.eval_shape(settings.sampler.init, z))
+    step = engine._step(settings.sampler).trace(
+        params,
+        frozen,
+        cond,
+        cond if settings.guided else None,
+        place(settings.guider.scales()),
+        carry,
+        place({name: values[0] for name, values in plan.items()}),
+        place(z) if settings.sampler.stochastic else None,
+    )
+    chunk = min(settings.decode_chunk or frames, frames)
+    clips = place(jax.ShapeDtypeStruct((count, chunk, *size, z.shape[-1]), jnp.float32))
+    return {'step': step, 'decode': engine._decode.trace(params, frozen, clips)}
