@@ -65,7 +65,7 @@ SVD = '--config=configs/svd.py:tiny'
             "unknown key 'stepz'; did you mean 'steps'",
         ),
         ([SVD, '--config.model.networc.dtype=x'], "unknown key 'networc'; did you mean 'network'"),
-        (['--config=configs/svd.py:big'], "no variant 'big'; choose one of: '', 'xt', 'tiny'"),
+        (['--config=configs/svd.py:big'], "no variant 'big'; choose one of: '', 'xt', 'xt_1_1'"),
         (['--config=configs/svb.py'], 'no config file configs/svb.py; configs has: .*svd.py'),
         ([SVD, '--config.train.steps=many'], 'config.train.steps=many'),
         ([SVD], 'give --workdir FOLDER'),
@@ -81,12 +81,15 @@ def test_mistakes_in_the_words_of_train(words, message):
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['--config.optimizer.name=adam'], "optimizer: unknown name 'adam'; choose one of: adamw"),
+        (
+            ['--config.optimizer.name=adam'],
+            "optimizer: unknown name 'adam'; choose one of: adafactor, adamw",
+        ),
         (
             ['--config.model.denoiser.scaling.name=w'],
             "unknown name 'w'; choose one of: edm, eps, v",
         ),
-        (['--config.mesh.data=3'], 'mesh: data=3, fsdp=1 does not fit 1 devices'),
+        (['--config.mesh.data=3'], 'mesh: data=3, fsdp=1, context=1 does not fit 1 devices'),
         (['--config.data.name=video_clips', '--config.data.path=/nowhere'], '/nowhere'),
         (['--workdir=/proc/run'], '/proc/run: cannot be used as a workdir'),
     ],

@@ -15,17 +15,36 @@ from sgm_jax.errors import UserError
 from sgm_jax.training.loop import Setup, train
 
 
+def logged(setup: Setup, wanted: list[dict], change: float = 0.0) -> tuple[list[dict], float]:
+    """What four steps log, and logvar after them, with every number of the pictures changed by `change`."""
+    state, frozen = gan_model.start(setup)
+    found = []
+    for number, values in enumerate(wanted):
+        batch = {'jpg': jnp.asarray(pictures(number)) + change}
+        turn = setup.engine.turn(number)
+        state, logs = setup.step(turn, state, frozen, batch, jax.random.key(0))
+        found.append({name: float(logs[f'train/{name}']) for name in values})
+    return found, float(state.params['loss']['logvar'])
+
+
 def test_four_steps_are_those_of_pytorch():
+    """To 1e-4, or to what three last bits of the pictures change, where that is more.
+
+    Adam's first steps follow the signs of gradients, however small, so from the third step on a last bit,
+    which differs between processors, is seen in the third digit.
+    """
     wanted = json.loads((golden.FOLDER / 'gan_steps.json').read_text())
     setup = Setup.from_config(gan_model.config())
-    state, frozen = gan_model.start(setup)
+    found, logvar = logged(setup, wanted['steps'])
+    moved = [logged(setup, wanted['steps'], change)[0] for change in (3e-7, -3e-7)]
     for number, values in enumerate(wanted['steps']):
-        turn = setup.engine.turn(number)
-        batch = {'jpg': jnp.asarray(pictures(number))}
-        state, logs = setup.step(turn, state, frozen, batch, jax.random.key(0))
         for name, value in values.items():
-            golden.assert_close(logs[f'train/{name}'], value, 1e-4)
-    golden.assert_close(state.params['loss']['logvar'], wanted['logvar'], 1e-4)
+            here = found[number][name]
+            last_bits = max(abs(other[number][name] - here) for other in moved)
+            tolerance = max(1e-4 * abs(value), 2 * last_bits)
+            assert tolerance <= (1e-4 if number < 2 else 0.02) * abs(value), (number, name)
+            assert abs(here - value) <= tolerance, (number, name)
+    golden.assert_close(logvar, wanted['logvar'], 1e-4)
 
 
 @pytest.fixture(scope='module')

@@ -76,7 +76,7 @@ def _equation(equation) -> Flops:
         total = inner.total * math.prod(params['grid_mapping'].grid)
         return Flops(total=total, again=0.0, in_kernels=total)
     if name == 'shard_map':
-        spread = _axes(params['in_specs']) & set(params['manual_axes'])
+        spread = _axes(params['in_specs']) & set(_manual(params))
         return inner.times(math.prod(params['mesh'].shape[axis] for axis in spread), kernels=1)
     if params.get('differentiated') and 'prevent_cse' in params:
         return dataclasses.replace(inner, again=inner.total / 3)
@@ -93,6 +93,11 @@ def _cudnn_attention(equation) -> Flops:
     backward = 'bwd' in equation.primitive.name
     total = 2.0 * math.prod(q) * k[1] * (5 if backward else 2)
     return Flops(total=total, again=0.0, in_kernels=total)
+
+
+def _manual(params: dict) -> frozenset[str]:
+    # The name that it goes by differs between versions of JAX.
+    return next(params[key] for key in ('newly_manual_axes', 'manual_axes') if key in params)
 
 
 def _axes(specs) -> set[str]:
