@@ -46,8 +46,8 @@ def in_turn(
     """`x = step(block, x, fold(key, i))` for each block, compiled once for all.
 
     The blocks are of one kind (trees of modules alike). Their weights are joined here, inside of what is
-    compiled, in the precision that they are computed in, so that a state and its checkpoints hold a list of
-    blocks either way. The copy lives as long as the transformer runs.
+    compiled, so that a state and its checkpoints hold a list of blocks either way. The copy lives as long
+    as the transformer runs.
     """
     if len(blocks) == 1:
         return step(blocks[0], x, fold(key, 0))
