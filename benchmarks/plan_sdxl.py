@@ -13,6 +13,7 @@ import dataclasses
 from pathlib import Path
 
 from sgm_jax.parallel import topologies
+from sgm_jax.parallel.estimate import EFFICIENCY
 from sgm_jax.parallel.topologies import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +75,7 @@ def plan(case: Case, *, use_checkpoint: bool):
 
     from sgm_jax.config import load_config
     from sgm_jax.engines import build
+    from sgm_jax.networks import placement
     from sgm_jax.parallel import mesh as meshes
     from sgm_jax.platforms import target
     from sgm_jax.tools import planning
@@ -92,7 +94,7 @@ def plan(case: Case, *, use_checkpoint: bool):
         told = (array(), array(TOKENS, WIDTH), array(VECTOR))
 
         def network(params, x, timesteps, context, y):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            with placement.over(mesh, batch=meshes.BATCH, context=meshes.CONTEXT):
                 return nnx.merge(graphdef, params)(x, timesteps, context=context, y=y)
 
         if case.mesh is None:
@@ -101,26 +103,22 @@ def plan(case: Case, *, use_checkpoint: bool):
             )
             traced = jax.jit(network).trace(jax.tree.map(half, shapes), latents, *told)
         else:
-            traced = _train_step(network, meshes.abstract(shapes, mesh), latents, told)
+            traced = _train_step(network, shapes, latents, told)
         return planning.compiled(traced, topology)
 
 
-def _train_step(network, params, latents, told):
+def _train_step(network, shapes, latents, told):
     import jax
     import jax.numpy as jnp
     import optax
 
+    from sgm_jax.engines.protocol import Players
     from sgm_jax.parallel import mesh as meshes
+    from sgm_jax.training.state import Optimizers, abstract
 
-    optimizer = optax.adamw(1e-5)
-    whole = meshes.replicated(latents.sharding.mesh)
-    moments = optax.tree_map_params(
-        optimizer,
-        lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding),
-        jax.eval_shape(optimizer.init, params),
-        params,
-        transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-    )
+    optimizer, mesh = optax.adamw(1e-5), latents.sharding.mesh
+    optimizers = Optimizers(main=optimizer, adversary=optimizer)
+    wanted = abstract(Players(params=shapes), optimizers, mesh)
 
     def step(state, latents, noise, told):
         params, moments = state
@@ -132,7 +130,7 @@ def _train_step(network, params, latents, told):
         updates, moments = optimizer.update(gradients, moments, params)
         return (optax.apply_updates(params, updates), moments), value
 
-    state = (params, moments)
+    state, whole = (wanted.params, wanted.opt_state), meshes.replicated(mesh)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(meshes.shardings(state), whole))
     return jitted.trace(state, latents, latents, told)
 
@@ -151,7 +149,7 @@ def main() -> None:
             print(f'  does not fit: {found.needed / GIB:.1f} GiB')
             continue
         ms = 1e3 * found.cycles / chip.clock
-        kernels = 1e3 * found.kernel_flops / (0.4 * chip.flops)
+        kernels = 1e3 * found.kernel_flops / (EFFICIENCY * chip.flops)
         sent = sum(x['sent'] for x in found.collectives.values())
         for what, ours, peers in (
             ('estimated ms', ms, case.peer_ms),

@@ -173,7 +173,7 @@ def _cells(plan) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-    parser.add_argument('--only', nargs='*', default=[], help='cases by name: model/work/topology')
+    parser.add_argument('--only', nargs='*', default=[], help='cases, such as svd/train/v5p-64')
     parser.add_argument('--write', action='store_true', help='write the page; compile nothing')
     flags = parser.parse_args()
     if not flags.write:

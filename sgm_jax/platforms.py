@@ -20,6 +20,11 @@ def platform() -> str:
     return jax.default_backend()
 
 
+def auto_dtype() -> str:
+    """What 'auto' means for a dtype: bfloat16, but float32 on CPUs, which have no use for it."""
+    return 'float32' if platform() == 'cpu' else 'bfloat16'
+
+
 @contextlib.contextmanager
 def target(name: str) -> Iterator[None]:
     """Within it, programs are built for the platform `name`; building and tracing belong inside."""

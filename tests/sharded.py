@@ -99,7 +99,7 @@ def run(case: str, sizes: dict, min_size: int, first: dict) -> dict:
         turn = setup.engine.turn(step)
         arguments = state, frozen, batch, key
         if turn not in compiled:
-            compiled[turn] = setup.step.lower(turn, *arguments).compile()
+            compiled[turn] = setup.step.trace(turn, *arguments).lower().compile()
         state, scalars = compiled[turn](*arguments)
         logs.append({name: float(value) for name, value in scalars.items()})
     after = jax.device_get(state.params)

@@ -183,6 +183,7 @@ def test_an_estimate_says_what_it_rests_on():
 
 def test_what_is_compiled_for_decides_auto():
     from sgm_jax.engines.first_stages import typed
+    from sgm_jax.networks import placement
     from sgm_jax.networks.attention import attend
 
     assert platform() == 'cpu'
@@ -191,9 +192,12 @@ def test_what_is_compiled_for_decides_auto():
     with target('tpu'):
         assert typed({'dtype': 'auto'})['dtype'] == jnp.bfloat16
         assert 'pallas_call' in str(jax.make_jaxpr(attend)(q, q, q))
-        mesh = jax.sharding.AbstractMesh((2,), ('data',), (jax.sharding.AxisType.Auto,))
-        with jax.sharding.use_abstract_mesh(mesh):
-            traced = str(jax.make_jaxpr(attend)(q, q, q))
+        axes = (jax.sharding.AxisType.Auto,) * 2
+        mesh = jax.sharding.AbstractMesh((2, 1), ('data', 'context'), axes)
+        # Another function: JAX would give what it has traced of the one above.
+        again = lambda q, k, v: attend(q, k, v)
+        with placement.over(mesh, batch=('data',), context='context'):
+            traced = str(jax.make_jaxpr(again)(q, q, q))
         assert 'shard_map' in traced
         assert 'bf16[1,2,128,64]' in traced
     assert platform() == 'cpu'

@@ -4,23 +4,20 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from sgm_jax.interop.whole_files import whole
+from sgm_jax.parallel import cache
 
 LOG = logging.getLogger(__name__)
 
 
 def folder() -> pathlib.Path:
     """$SGM_JAX_CACHE, or sgm_jax below $XDG_CACHE_HOME or ~/.cache."""
-    if os.environ.get('SGM_JAX_CACHE'):
-        return pathlib.Path(os.environ['SGM_JAX_CACHE'])
-    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    return pathlib.Path(base) / 'sgm_jax'
+    return cache.base('SGM_JAX_CACHE')
 
 
 def load_json(kind: str, key: str) -> Any:

@@ -11,7 +11,7 @@ from sgm_jax.errors import UserError
 
 
 class Folder:
-    """A store: pictures are files, classes the first folders below the path."""
+    """A store: pictures are files, classes the first folders below the path; it has no splits."""
 
     own_split = False
 
@@ -20,9 +20,11 @@ class Folder:
         path: str,
         listed: Sequence[places.Entry],
         *,
+        split: str = 'train',
         wants_text: bool = False,
         caption: str = '',
     ):
+        del split
         self.root = path if places.is_remote(path) else str(pathlib.Path(path).expanduser())
         self.skipped: dict[str, str] = {}
         self.damaged: dict[str, str] = {}

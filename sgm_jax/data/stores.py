@@ -70,13 +70,12 @@ def open_store(
         )
     if str(path) == files.DEMO:
         listed = [places.Entry(str(p), p.stat().st_size, '') for p in files.demo_pictures()]
-        return Folder(path, listed, wants_text=wants_text, caption=caption)
-    listed = places.entries(path)
+        format = 'folder'
+    else:
+        listed = places.entries(path)
     if format == 'auto':
         format = recognise(listed)
     make = lookup(FORMATS, format, 'data.format')
-    if make is Folder:
-        return Folder(path, listed, wants_text=wants_text, caption=caption)
     return make(path, listed, split=split, wants_text=wants_text, caption=caption)
 
 

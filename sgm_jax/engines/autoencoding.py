@@ -380,9 +380,8 @@ class AutoencodingEngine:
 
         return jit(decode)
 
-    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the latents of images of `size`."""
-        return size[0] // self.factor, size[1] // self.factor
+    def latent_rows(self, record: Mapping[str, np.ndarray]) -> int:
+        return record['jpg'].shape[-3] // self.factor
 
     @property
     def factor(self) -> int:

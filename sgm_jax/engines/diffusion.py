@@ -351,6 +351,11 @@ class DiffusionEngine:
 
         return jit(decode)
 
+    def latent_rows(self, record: Mapping[str, np.ndarray]) -> int:
+        if 'moments' in record:
+            return len(record['moments'])
+        return self.latent_size(record['jpg'].shape[-3:-1])[0]
+
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the latents of images of `size`."""
         return size[0] // self.first_stage_factor, size[1] // self.first_stage_factor

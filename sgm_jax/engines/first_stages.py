@@ -13,7 +13,7 @@ from sgm_jax.networks.layers import Keys
 from sgm_jax.networks.quantizers import EMAVectorQuantizer, GumbelQuantizer, VectorQuantizer
 from sgm_jax.networks.regularizers import DiagonalGaussianRegularizer, IdentityRegularizer
 from sgm_jax.networks.video_decoder import VideoDecoder
-from sgm_jax.platforms import platform
+from sgm_jax.platforms import auto_dtype
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 
@@ -32,7 +32,7 @@ def typed(node: Mapping) -> dict:
         return node
     name = node['dtype']
     if name == 'auto':
-        name = 'float32' if platform() == 'cpu' else 'bfloat16'
+        name = auto_dtype()
     if name not in DTYPES:
         raise UserError(f'unknown dtype {name!r}; choose one of: auto, {", ".join(DTYPES)}')
     return {**node, 'dtype': jnp.dtype(name)}

@@ -134,8 +134,8 @@ class Engine(Protocol):
         """Latents to images in about [-1, 1], `chunk` of them at a time."""
         ...
 
-    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the latents of images of `size`."""
+    def latent_rows(self, record: Mapping[str, np.ndarray]) -> int:
+        """The height of an example's latents."""
         ...
 
     @property

@@ -68,13 +68,14 @@ class Sampling:
         guider: str | None = None,
         scale: float | None = None,
         num_frames: int | None = None,
+        **numbers: int,
     ) -> 'Sampling':
-        """With others of the families, by name and with their defaults, and another guidance scale.
+        """With others of the families, by name and with their defaults, and other strengths and numbers.
 
         Raises:
           UserError: an unknown name, or a guider that has no such strength.
         """
-        changed: dict[str, Any] = {}
+        changed: dict[str, Any] = {**numbers}
         for family, name in (('sampler', sampler), ('discretization', discretization)):
             if name is not None:
                 changed[family] = make(family, {'name': name}, where=family)

@@ -1,7 +1,6 @@
 """One attention function, with an implementation per platform, and the transformer blocks around it."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -177,33 +176,7 @@ def _splash(q, k, v, bias, causal):
         return _xla(q, k, v, bias, causal)
     kernel = jax.vmap(_splash_kernel(queries, keys, q.shape[2], causal))
     move = lambda x: x.transpose(0, 2, 1, 3)
-    return move(_over_batch(kernel)(move(q * d**-0.5), move(k), move(v)))
-
-
-def _over_batch(kernel: Callable) -> Callable:
-    """A kernel on arrays (batch, ...), of which each device does the part that it has.
-
-    XLA does not look into kernels, so it cannot split them; where no axes of the mesh divide the batch,
-    every device does all of it.
-    """
-
-    def run(*arrays):
-        mesh = jax.sharding.get_abstract_mesh()
-        # None, where the mesh is not known, or inside a shard_map: it has been split already.
-        free = [] if mesh.empty else list(mesh.auto_axes)
-        if math.prod(mesh.shape[name] for name in free) == 1:
-            return kernel(*arrays)
-        axes, count = [], 1
-        for name in free:
-            size = mesh.shape[name]
-            if len(arrays[0]) % (count * size) == 0:
-                axes.append(name)
-                count *= size
-        spec = jax.sharding.PartitionSpec(tuple(axes))
-        split = jax.shard_map(kernel, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-        return split(*arrays)
-
-    return run
+    return move(kernel(move(q * d**-0.5), move(k), move(v)))
 
 
 def _splash_kernel(queries: int, keys: int, heads: int, causal: bool) -> Callable:

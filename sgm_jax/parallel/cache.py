@@ -14,11 +14,15 @@ OWN, OURS = 'JAX_COMPILATION_CACHE_DIR', 'SGM_CACHE'
 
 def folder(variables: Mapping[str, str] = os.environ) -> pathlib.Path:
     """Where: $SGM_CACHE/xla, or ~/.cache/sgm_jax/xla; below it one for each kind of processor."""
-    base = variables.get(OURS)
-    if not base:
-        home = variables.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-        base = pathlib.Path(home) / 'sgm_jax'
-    return pathlib.Path(base).expanduser() / 'xla' / _processor()
+    return base(OURS, variables) / 'xla' / _processor()
+
+
+def base(name: str, variables: Mapping[str, str] = os.environ) -> pathlib.Path:
+    """The folder that the variable `name` says, or sgm_jax below $XDG_CACHE_HOME or ~/.cache."""
+    if variables.get(name):
+        return pathlib.Path(variables[name]).expanduser()
+    home = variables.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    return pathlib.Path(home).expanduser() / 'sgm_jax'
 
 
 def keep_compiled(wanted: bool = True) -> pathlib.Path | None:

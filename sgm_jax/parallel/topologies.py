@@ -266,7 +266,7 @@ def _tpu_devices(topology: Topology) -> Sequence[Any]:
     if importlib.util.find_spec('libtpu') is None:
         raise UserError(
             f'{topology.name}: compiling for TPUs needs libtpu, which runs without one; '
-            f'pip install "jax[tpu]=={jax.__version__}" (or this package with the extra plan)'
+            f'pip install "jax[tpu]=={jax.__version__}" (or this package with the extra tpu)'
         )
     options = {}
     if topology.size == 1:

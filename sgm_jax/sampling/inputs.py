@@ -76,3 +76,10 @@ def at_least_one(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise UserError(f'{name} is {value}; give 1 or more')
+
+
+def not_negative(**numbers: float) -> None:
+    """Raises a UserError for the first number below 0."""
+    for name, value in numbers.items():
+        if value < 0:
+            raise UserError(f'{name} is {value}; give 0 or more')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from sgm_jax.conditioning import cameras
 from sgm_jax.engines.model import check_pixels
 from sgm_jax.engines.tasks import CAMERAS, conditioning_frames
 from sgm_jax.errors import UserError
-from sgm_jax.sampling.inputs import Image, at_least_one, each, to_float
+from sgm_jax.sampling.inputs import Image, at_least_one, each, not_negative, to_float
 from sgm_jax.sampling.subjects import prepare
 from sgm_jax.sampling.videos import draw
 
@@ -82,9 +81,7 @@ def sample_orbits(
     )
     at_least_one(**numbers)
     aug, overlap = pick(cond_aug, 'cond_aug'), pick(decode_overlap, 'decode_overlap')
-    for name, value in dict(cond_aug=aug, decode_overlap=overlap).items():
-        if value < 0:
-            raise UserError(f'{name} is {value}; give 0 or more')
+    not_negative(cond_aug=aug, decode_overlap=overlap)
     path = _path(model, frames, elevations, azimuths, orbit, seed)
     size = (pick(height, 'height'), pick(width, 'width'))
     check_pixels(model.engine.factor, *size)
@@ -102,6 +99,9 @@ def sample_orbits(
         guider=guider,
         scale=scale,
         num_frames=frames,
+        steps=numbers['steps'],
+        decode_chunk=numbers['decode_chunk'],
+        decode_overlap=overlap,
     )
     views = {key: np.tile(angles, len(images)) for key, angles in path.entries().items()}
     batch, keys = told(images, views, cond_aug=aug, seed=seed)
@@ -111,12 +111,7 @@ def sample_orbits(
         batch,
         keys,
         size=size,
-        sampling=dataclasses.replace(
-            sampling,
-            steps=numbers['steps'],
-            decode_chunk=numbers['decode_chunk'],
-            decode_overlap=overlap,
-        ),
+        sampling=sampling,
         progress=progress,
     )
     views[:, -1] = images

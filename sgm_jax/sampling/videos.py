@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from sgm_jax.engines.model import check_pixels
 from sgm_jax.engines.structure import to_uint8
 from sgm_jax.engines.tasks import conditioning_frames
 from sgm_jax.errors import UserError
-from sgm_jax.sampling.inputs import Image, at_least_one, read_images, to_float
+from sgm_jax.sampling.inputs import Image, at_least_one, not_negative, read_images, to_float
 
 if TYPE_CHECKING:
     from sgm_jax.engines import DiffusionEngine
@@ -77,13 +76,11 @@ def sample_videos(
     )
     at_least_one(**numbers)
     overlap = pick(decode_overlap, 'decode_overlap')
-    if overlap < 0:
-        raise UserError(f'decode_overlap is {overlap}; give 0 or more')
+    not_negative(decode_overlap=overlap)
     motion, aug = pick(motion_bucket, 'motion_bucket'), pick(cond_aug, 'cond_aug')
     if not 0 <= motion <= 255:
         raise UserError(f'motion_bucket is {motion}; give 0 (still) to 255')
-    if aug < 0:
-        raise UserError(f'cond_aug is {aug}; give 0 or more')
+    not_negative(cond_aug=aug)
     size = (pick(height, 'height'), pick(width, 'width'))
     check_pixels(engine.factor, *size)
     images = read_images(image, size)
@@ -94,6 +91,9 @@ def sample_videos(
         guider=guider,
         scale=scale,
         num_frames=numbers['num_frames'],
+        steps=numbers['steps'],
+        decode_chunk=numbers['decode_chunk'],
+        decode_overlap=overlap,
     )
     batch, keys = told(images, fps=numbers['fps'], motion_bucket=motion, cond_aug=aug, seed=seed)
     return draw(
@@ -102,12 +102,7 @@ def sample_videos(
         batch,
         keys,
         size=size,
-        sampling=dataclasses.replace(
-            sampling,
-            steps=numbers['steps'],
-            decode_chunk=numbers['decode_chunk'],
-            decode_overlap=overlap,
-        ),
+        sampling=sampling,
         progress=progress,
     )
 

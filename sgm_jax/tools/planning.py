@@ -20,6 +20,7 @@ from sgm_jax.parallel import mesh as meshes
 from sgm_jax.parallel.topologies import Topology
 from sgm_jax.platforms import target
 from sgm_jax.training.loop import Setup
+from sgm_jax.training.report import bytes_per_device
 
 PyTree = Any
 Shape = jax.ShapeDtypeStruct
@@ -102,11 +103,11 @@ def plan_training(config: ml_collections.ConfigDict, topology: Topology) -> Plan
     state = setup.wanted
     players = state.adversary.params if state.adversary else None
     parts = {
-        'parameters': held(state.params) + held(players),
-        'average': held(state.ema_params),
-        'optimizer': held(state.opt_state) + held(state.adversary_opt_state),
-        'frozen': held(frozen),
-        'batch': held(batch),
+        'parameters': bytes_per_device((state.params, players)),
+        'average': bytes_per_device(state.ema_params),
+        'optimizer': bytes_per_device((state.opt_state, state.adversary_opt_state)),
+        'frozen': bytes_per_device(frozen),
+        'batch': bytes_per_device(batch),
     }
     return Plan(
         work='train',
@@ -143,17 +144,8 @@ def plan_sampling(config: ml_collections.ConfigDict, topology: Topology, *, coun
     steps = len(engine.sampling.sampler.plan(_sigmas(engine))['sigma'])
     chunk = engine.sampling.decode_chunk or (engine.task.num_frames or count)
     chunks = -(-(engine.task.num_frames or count) // chunk)
-    return Plan(
-        work='sample',
-        topology=topology.name,
-        devices=1,
-        batch_size=count,
-        mesh={},
-        settings=settings(config),
-        parts={'parameters': held(weights[0]), 'frozen': held(weights[1])},
-        programs=programs,
-        runs={'step': steps, 'decode': chunks},
-    )
+    runs = {'step': steps, 'decode': chunks}
+    return _on_one_device(topology, config, count, *weights, programs=programs, runs=runs)
 
 
 def _sigmas(engine) -> np.ndarray:
@@ -168,6 +160,12 @@ def _plan_reconstruction(engine, config, topology, count, place) -> Plan:
     encode = jax.jit(engine.encode).trace(params, frozen, pictures)
     latents = place(jax.eval_shape(engine.encode, params, frozen, pictures))
     decode = jax.jit(engine.decode).trace(params, frozen, latents)
+    programs = {'encode': compiled(encode, topology), 'decode': compiled(decode, topology)}
+    runs = dict.fromkeys(programs, 1)
+    return _on_one_device(topology, config, count, params, frozen, programs=programs, runs=runs)
+
+
+def _on_one_device(topology, config, count, params, frozen, *, programs, runs) -> Plan:
     return Plan(
         work='sample',
         topology=topology.name,
@@ -175,9 +173,9 @@ def _plan_reconstruction(engine, config, topology, count, place) -> Plan:
         batch_size=count,
         mesh={},
         settings=settings(config),
-        parts={'parameters': held(params), 'frozen': held(frozen)},
-        programs={'encode': compiled(encode, topology), 'decode': compiled(decode, topology)},
-        runs={'encode': 1, 'decode': 1},
+        parts={'parameters': bytes_per_device(params), 'frozen': bytes_per_device(frozen)},
+        programs=programs,
+        runs=runs,
     )
 
 
@@ -281,16 +279,10 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
-def held(tree: PyTree) -> float:
-    """Bytes that one device has of a tree of shapes with shardings."""
-    size = lambda x: np.prod(x.sharding.shard_shape(x.shape), dtype=float) * x.dtype.itemsize
-    return float(sum(size(x) for x in jax.tree.leaves(tree) if hasattr(x, 'sharding')))
-
-
 def _unsplit(params: PyTree, mesh: jax.sharding.Mesh) -> float:
     large = [x for x in jax.tree.leaves(params) if x.size >= meshes.MIN_SIZE]
     alone = [x for x in large if x.sharding.is_fully_replicated]
-    return float(held(alone)) if mesh.shape['fsdp'] > 1 else 0.0
+    return bytes_per_device(alone) if mesh.shape['fsdp'] > 1 else 0.0
 
 
 def _placed(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:

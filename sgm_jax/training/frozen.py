@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgm_jax.errors import UserError
+from sgm_jax.platforms import auto_dtype
 
 PyTree = Any
 DTYPES = ('float32', 'bfloat16', 'auto')
@@ -29,16 +30,10 @@ def hold(frozen: PyTree, *, dtype: str, first_stage_dtype: str) -> PyTree:
 
     def one(path: tuple, x: Any) -> Any:
         names = {str(getattr(key, 'key', key)) for key in path}
-        wanted = resolve(first_stage_dtype if names & set(_FIRST_STAGE) else dtype)
+        name = first_stage_dtype if names & set(_FIRST_STAGE) else dtype
+        wanted = jnp.dtype(auto_dtype() if name == 'auto' else name)
         if x.dtype != jnp.float32 or wanted == jnp.float32:
             return x
         return x.astype(wanted) if isinstance(x, jax.Array) else np.asarray(x).astype(wanted)
 
     return jax.tree_util.tree_map_with_path(one, frozen)
-
-
-def resolve(dtype: str) -> Any:
-    """The dtype of a name."""
-    if dtype == 'auto':
-        dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-    return jnp.dtype(dtype)

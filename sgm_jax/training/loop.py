@@ -208,11 +208,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Res
     )
     record = source.record(0, None)
     setup.engine.check(record)
-    if 'jpg' in record:
-        rows = setup.engine.latent_size(record['jpg'].shape[-3:-1])[0]
-    else:
-        rows = len(record['moments'])  # of a cache of latents
-    meshes.check_rows(rows, mesh)
+    meshes.check_rows(setup.engine.latent_rows(record), mesh)
     workdir = open_workdir(workdir, config)
     first = jax.process_index() == 0
     LOG.info('%s', pipeline.describe(source))

@@ -108,6 +108,4 @@ def make_step(
         return ready[turn](*arguments)
 
     run.trace = lambda turn, *arguments: compiled(turn).trace(*arguments)
-    # To be looked at before it is run: arguments may be shapes.
-    run.lower = lambda turn, *arguments: compiled(turn).lower(*arguments)
     return run
