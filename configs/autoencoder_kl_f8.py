@@ -74,6 +74,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'ema_decay': 0.999,
         'log_every': 50,
         'image_every': 1000,
+        'validate_every': 1000,
         'checkpoint_every': 2000,
         'keep': 3,
     }
@@ -137,5 +138,6 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
         ema_decay=0.99,
         log_every=25,
         image_every=600,
+        validate_every=600,
         checkpoint_every=500,
     )

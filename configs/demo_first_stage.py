@@ -41,6 +41,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'ema_decay': 0.99,
         'log_every': 30,
         'image_every': 250,
+        'validate_every': 250,
         'checkpoint_every': 125,
         'keep': 2,
     }

@@ -1,6 +1,7 @@
 """What the command lines share: flags, configs, and a user's mistake in one line with exit code 2."""
 
 import logging
+import pdb
 import re
 import sys
 import traceback
@@ -19,6 +20,8 @@ from sgm_jax.training.run import STOPPED
 
 # The exit code of a user's mistake.
 MISTAKE = 2
+DEBUG = flags.DEFINE_bool('debug', False, 'tracebacks; on a terminal, a debugger where it broke')
+QUIET = flags.DEFINE_bool('quiet', False, 'say only what is wrong')
 
 
 def define_config(help_string: str) -> flags.FlagHolder:
@@ -33,8 +36,11 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
     show_messages()
     try:
         _parse(list(sys.argv if argv is None else argv))
+        if QUIET.value:
+            logging.getLogger('sgm_jax').setLevel(logging.WARNING)
         code = main() or 0
     except UserError as error:
+        _look_into()
         code = _say(error, MISTAKE)
     except hosts.LostError as error:
         code = _say(error, hosts.LOST)
@@ -44,10 +50,21 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
     except Exception:
         # The other hosts would wait for this one.
         traceback.print_exc()
+        _look_into(told=True)
         hosts.leave(1)
         raise SystemExit(1) from None
     hosts.leave(code)
     sys.exit(code)
+
+
+def _look_into(*, told: bool = False) -> None:
+    """With --debug: where an error comes from, and on a terminal a debugger there."""
+    if not flags.FLAGS.is_parsed() or not DEBUG.value:
+        return
+    if not told:
+        traceback.print_exc()
+    if sys.stdin.isatty():
+        pdb.post_mortem(sys.exc_info()[2])
 
 
 def _say(error: Exception | str, code: int) -> int:
@@ -82,6 +99,11 @@ def _parse(argv: list[str]) -> None:
         raise UserError(f'{error}; --help lists the flags') from error
     if rest:
         raise UserError(f'unexpected argument {rest[0]!r}; options begin with --, see --help')
+
+
+def config_name(argv: Sequence[str] | None = None) -> str | None:
+    """What --config names, by default of this process's command line."""
+    return _config_name(sys.argv if argv is None else argv)
 
 
 def _config_name(argv: Sequence[str]) -> str | None:

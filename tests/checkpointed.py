@@ -8,7 +8,7 @@ import numpy as np
 
 from sgm_jax.data import pipeline
 from sgm_jax.training.checkpoints import Checkpoints
-from sgm_jax.training.loop import Setup
+from sgm_jax.training.setup import Setup
 from sgm_jax.training.state import TrainState
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 
@@ -10,8 +11,12 @@ import ml_collections
 import pytest
 import tiny
 
+from sgm_jax.config import plain
 from sgm_jax.parallel import compiler
+from sgm_jax.training import setup as setup_module
 from sgm_jax.training.loop import Result, train
+from sgm_jax.training.options import Options
+from sgm_jax.training.setup import Setup
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -28,6 +33,45 @@ def _compile_once(tmp_path_factory):
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+# What neither the engine nor the compiled functions of a run depend on.
+_FREE = {'seed', 'data', 'pictures'}
+_FREE_TRAIN = {field.name for field in dataclasses.fields(Options)}
+_FREE_TRAIN -= {'batch_size', 'accumulate', 'clip_norm', 'ema_decay'}
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _trace_once():
+    """Runs of one config share their functions: tracing and loading them is most of a short run's time."""
+    make, init, known = Setup.from_config, setup_module.make_init, {}
+
+    def key(config, devices) -> str:
+        node = plain(config)
+        train = {k: v for k, v in node['train'].items() if k not in _FREE_TRAIN}
+        if node.get('schedule', {}).get('name', 'constant') != 'constant':
+            train['steps'] = node['train']['steps']
+        node = {k: v for k, v in node.items() if k not in _FREE} | {'train': train}
+        return json.dumps([node, repr(devices)], sort_keys=True, default=repr)
+
+    def shared(config, devices=None):
+        # The config is checked every time.
+        setup = make(config, devices)
+        one = known.setdefault(key(config, devices), setup)
+        parts = ('engine', 'mesh', 'optimizers', 'wanted', 'step')
+        return dataclasses.replace(setup, **{name: getattr(one, name) for name in parts})
+
+    def init_once(engine, optimizers, wanted):
+        place = id(engine), id(optimizers)
+        if place not in known:
+            # What it was made of lives as long as it does, or another might get its id.
+            known[place] = init(engine, optimizers, wanted), engine, optimizers
+        return known[place][0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Setup, 'from_config', shared)
+        patch.setattr(setup_module, 'make_init', init_once)
+        yield
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A finished run."""
@@ -39,9 +83,9 @@ class Run:
 
 @pytest.fixture(scope='session')
 def run(tmp_path_factory) -> Run:
-    """Four steps of the tiny model, straight through, with pictures at the end."""
+    """Four steps of the tiny model, straight through, with pictures and a validation at the end."""
     workdir = tmp_path_factory.mktemp('runs') / 'straight'
-    config = tiny.config(image_every=4)
+    config = tiny.config(image_every=4, validate_every=4)
     return Run(config, workdir, train(config, workdir))
 
 

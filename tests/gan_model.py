@@ -10,7 +10,7 @@ from gan_case import CASE, parameters
 from sgm_jax.engines.protocol import Players
 from sgm_jax.interop import to_sgm
 from sgm_jax.interop.sgm import load
-from sgm_jax.training.loop import Setup
+from sgm_jax.training.setup import Setup
 from sgm_jax.training.state import TrainState, fresh
 
 

@@ -16,21 +16,23 @@ QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 # The tests' tiny model as a config file that a command line can name.
 CONFIG = """import sys
 sys.path.insert(0, {tests!r})
-import tiny
+import {model} as model
 
 
 def get_config(variant=""):
-    config = tiny.config(**{train!r})
+    config = model.config(**{train!r})
     config.mesh = {mesh!r}
     {more}
     return config
 """
 
 
-def write_config(path: pathlib.Path, *, mesh: dict, more: str = '', **train) -> pathlib.Path:
-    """A file for --config."""
+def write_config(
+    path: pathlib.Path, *, mesh: dict, more: str = '', model: str = 'tiny', **train
+) -> pathlib.Path:
+    """A file for --config, of the model that a module of the tests describes."""
     tests = str(ROOT / 'tests')
-    path.write_text(CONFIG.format(tests=tests, train=train, mesh=mesh, more=more))
+    path.write_text(CONFIG.format(tests=tests, train=train, mesh=mesh, more=more, model=model))
     return path
 
 

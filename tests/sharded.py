@@ -21,7 +21,7 @@ from gan_case import pictures
 from sgm_jax.data import pipeline
 from sgm_jax.parallel import compiler
 from sgm_jax.parallel import mesh as meshes
-from sgm_jax.training.loop import Setup
+from sgm_jax.training.setup import Setup
 
 # Compiled quickly, for little is run.
 compiler.OPTIONS['cpu'] = dict(

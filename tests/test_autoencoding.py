@@ -251,6 +251,7 @@ def test_a_codebook_too_large_is_counted(caplog):
     engine = build(config)
     params = jax.jit(engine.init)(jax.random.key(0))
     x = np.zeros((2, 64, 64, 3), np.float32)
-    found = engine.metrics(params, engine.init_frozen(jax.random.key(0)), {'jpg': x})
-    assert found['val_ema/dead_codes'] > 128
+    frozen = engine.init_frozen(jax.random.key(0))
+    found = engine.validate(params, frozen, {'jpg': x}, jax.random.key(0))
+    assert found['dead_codes'] > 128
     assert 'of 256 codes are dead: none of 128 held-out latents' in caplog.text

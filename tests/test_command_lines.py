@@ -68,7 +68,8 @@ SVD = '--config=configs/svd.py:tiny'
         (['--config=configs/svd.py:big'], "no variant 'big'; choose one of: '', 'xt', 'xt_1_1'"),
         (['--config=configs/svb.py'], 'no config file configs/svb.py; configs has: .*svd.py'),
         ([SVD, '--config.train.steps=many'], 'config.train.steps=many'),
-        ([SVD], 'give --workdir FOLDER'),
+        ([SVD, '--workdir=/x', '--profile=3'], "--profile is '3'; give FIRST:LAST"),
+        (['--resume=/nowhere'], '--resume is /nowhere, neither the workdir of a run'),
         (['--workdir=/x'], 'give --config FILE.py'),
         ([SVD, '--wordkir=/x'], "Unknown command line flag 'wordkir'.*workdir"),
         ([SVD, '--workdir=/x', 'more'], "unexpected argument 'more'"),
@@ -147,7 +148,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(run, config_file, cache
     words = [sys.executable, 'train.py', f'--config={config_file}', f'--workdir={tmp_path}']
     many = [*words, '--config.train.steps=4000', '--config.train.checkpoint_every=1']
     reached = 0
-    for delay in (0.0, 0.03, 0.11):
+    for delay in (0.0, 0.05):
         process = subprocess.Popen(many, cwd=ROOT, env=cache, stderr=subprocess.DEVNULL)
         try:
             deadline = time.monotonic() + 200

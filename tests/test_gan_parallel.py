@@ -17,7 +17,7 @@ import gan_model, jax, numpy as np
 from gan_case import pictures
 from sgm_jax.parallel import compiler
 from sgm_jax.parallel import mesh as meshes
-from sgm_jax.training.loop import Setup
+from sgm_jax.training.setup import Setup
 
 # Compiled quickly, for little is run.
 compiler.OPTIONS['cpu'] = dict(compiler.OPTIONS['cpu'], xla_backend_optimization_level=0,

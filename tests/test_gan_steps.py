@@ -12,7 +12,8 @@ from checkpointed import state_of
 from gan_case import pictures
 
 from sgm_jax.errors import UserError
-from sgm_jax.training.loop import Setup, train
+from sgm_jax.training.loop import train
+from sgm_jax.training.setup import Setup
 
 
 def logged(setup: Setup, wanted: list[dict], change: float = 0.0) -> tuple[list[dict], float]:
@@ -51,15 +52,15 @@ def test_four_steps_are_those_of_pytorch():
 def straight(tmp_path_factory):
     """A run of four steps, by turns."""
     workdir = tmp_path_factory.mktemp('gan') / 'straight'
-    config = gan_model.config(image_every=4)
+    config = gan_model.config(image_every=4, validate_every=4)
     return config, workdir, train(config, workdir)
 
 
-@pytest.mark.parametrize('stop', [1, 2])
+@pytest.mark.parametrize('stop', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_stopped_between_the_turns_goes_on_exactly(straight, tmp_path, stop):
     config, workdir, result = straight
     assert train(gan_model.config(steps=stop), tmp_path).step == stop
-    again = train(gan_model.config(image_every=4), tmp_path)
+    again = train(gan_model.config(image_every=4, validate_every=4), tmp_path)
     assert dict(again.scalars).keys() == dict(result.scalars).keys()
     for step in range(stop, 5):
         one, other = state_of(config, workdir, step), state_of(config, tmp_path, step)
@@ -95,7 +96,13 @@ def test_a_run_shows_both_players(straight):
     logged = {'loss/total', 'loss/nll', 'loss/rec', 'loss/g', 'loss/disc', 'kl_loss'}
     logged |= {'scalars/logvar', 'scalars/d_weight', 'logits/real', 'logits/fake'}
     assert {f'train/{name}' for name in logged} <= names
-    assert {'val_ema/psnr', 'val_ema/ssim', 'val_ema/loss/lpips', 'disc_grad_norm'} <= names
+    assert {
+        'val/psnr',
+        'val_ema/psnr',
+        'val_ema/ssim',
+        'val_ema/loss/lpips',
+        'disc_grad_norm',
+    } <= names
 
 
 def test_each_learning_rate_is_of_its_own_steps():
@@ -122,6 +129,7 @@ def test_each_learning_rate_is_of_its_own_steps():
         assert found == pytest.approx(values, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_both_may_learn_from_every_batch():
     config = gan_model.config()
     config.model.loss.update(alternate=False, disc_start=1)

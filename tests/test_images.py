@@ -217,7 +217,16 @@ def test_settings_are_in_the_file(tmp_path, picture):
     np.testing.assert_array_equal(media.read_image(path), picture)
 
 
-@pytest.mark.parametrize('name', ['sdxl_base', 'sdxl_refiner', 'sd21', 'txt2img_clipl'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'sdxl_base',
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ('sdxl_refiner', 'sd21', 'txt2img_clipl')
+        ),
+    ],
+)
 def test_tiny_models_train_and_are_sampled_from_their_workdirs(name, tmp_path):
     config = tiny_pictures.config(name)
     config.train.image_every = 2

@@ -93,7 +93,9 @@ def test_third_party_imports_are_declared(project):
     # Imported where they are used, with a line that says what to install.
     extras = project['optional-dependencies']
     declared |= {
-        dependency_name(name) for name in extras['demo'] + extras['watermark'] + extras['rembg']
+        dependency_name(name)
+        for extra in ('demo', 'watermark', 'rembg', 'wandb')
+        for name in extras[extra]
     }
     # These wheels come under several names (tensorflow-cpu and tensorflow, jax and jaxlib).
     declared |= {'tensorflow', 'jaxlib'}

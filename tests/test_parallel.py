@@ -50,7 +50,8 @@ sys.path[:0] = ['tests', '.']
 import jax, numpy as np, tiny
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.parallel import compiler
-from sgm_jax.training.loop import Setup, train
+from sgm_jax.training.loop import train
+from sgm_jax.training.setup import Setup
 
 # Compiled quickly, for little is run.
 compiler.OPTIONS['cpu'] = dict(compiler.OPTIONS['cpu'], xla_backend_optimization_level=0,

@@ -276,7 +276,7 @@ import os, sys
 sys.path[:0] = ['tests', '.']
 import jax, jax.numpy as jnp, numpy as np, tiny
 from sgm_jax.parallel import mesh as meshes
-from sgm_jax.training.loop import Setup
+from sgm_jax.training.setup import Setup
 config = tiny.config(batch_size=4)
 config.mesh = {'data': 2, 'fsdp': 2}
 setup = Setup.from_config(config)

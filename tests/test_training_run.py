@@ -3,7 +3,6 @@
 import json
 import pathlib
 import shutil
-import signal
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ import tiny
 from checkpointed import state_of
 
 from sgm_jax.errors import UserError
-from sgm_jax.training import history, loop
+from sgm_jax.training import history, testing
 from sgm_jax.training.loop import train
 
 
@@ -33,9 +32,17 @@ def test_a_run_leaves_config_checkpoints_and_logs(run):
     events = EventAccumulator(str(run.workdir / 'logs'), size_guidance={'tensors': 0})
     events.Reload()
     names = events.Tags()['tensors'] + events.Tags()['scalars']
-    assert {'loss', 'grad_norm', 'learning_rate', 'ema_decay', 'step_seconds'} <= set(names)
+    wanted = {'loss', 'grad_norm', 'param_norm', 'learning_rate', 'ema_decay', 'step_seconds'}
+    assert wanted <= set(names)
+    assert {'flops_per_second', 'memory/host_gib', 'checkpoint/waited_seconds'} <= set(names)
+    assert any(name.startswith('loss_by_sigma/') for name in names)
     pictures = [n for n in events.Tags()['tensors'] + events.Tags()['images'] if 'sample' in n]
-    assert pictures == ['samples']
+    clips = ('samples', 'samples_unguided')
+    assert sorted(pictures) == sorted(f'{name}{end}' for name in clips for end in ('', '/moving'))
+    assert {path.suffix for path in (run.workdir / 'pictures/held_out').iterdir()} == {
+        '.png',
+        '.mp4',
+    }
 
 
 def test_every_step_is_on_record(run):
@@ -46,6 +53,24 @@ def test_every_step_is_on_record(run):
         list(found['learning_rate'].values()), [0, 2.5e-4, 5e-4, 5e-4], rtol=1e-6
     )
     assert found['step_seconds'][run.result.step] > 0
+
+
+def test_a_validation_is_the_same_every_time(run, tmp_path):
+    """From its checkpoint, by the test of a run, the figures that were logged while it was trained."""
+    logged = history.read(run.workdir)
+    workdir = tmp_path / 'run'
+    shutil.copytree(run.workdir, workdir)
+    config = tiny.config(test_examples=16)
+    figures = testing.test(config, workdir)
+    for name in ('loss', 'loss_at_sigma/0.05', 'loss_at_sigma/20'):
+        for part in ('', '_ema'):
+            np.testing.assert_allclose(
+                figures[f'test{part}/{name}'], logged[f'val{part}/{name}'][4], rtol=1e-5
+            )
+    assert figures['test/loss'] != figures['test_ema/loss']
+    saved = json.loads((workdir / 'test.json').read_text())
+    assert (saved['step'], saved['examples']) == (4, 16)
+    assert saved['test_ema/loss'] == figures['test_ema/loss']
 
 
 def test_warm_up_and_average_follow_the_step(run):
@@ -82,24 +107,6 @@ def test_a_half_written_checkpoint_costs_nothing(run, tmp_path):
     assert not list((workdir / 'checkpoints').glob('*tmp*'))
 
 
-def test_ctrl_c_saves_and_the_rest_follows(run, tmp_path, monkeypatch):
-    config = tiny.config(checkpoint_every=100)
-    add = loop._Window.add
-
-    def press(self, scalars):
-        add(self, scalars)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(loop._Window, 'add', press)
-    before = signal.getsignal(signal.SIGINT)
-    result = train(config, tmp_path)
-    assert (result.step, result.stopped) == (1, True)
-    assert signal.getsignal(signal.SIGINT) is before
-    monkeypatch.undo()
-    assert train(config, tmp_path).step == 4
-    assert_same_state(run.config, run.workdir, tmp_path, 4)
-
-
 def test_a_workdir_of_another_config_is_refused(run):
     changed = tiny.config()
     changed.model.network.model_channels = 64
@@ -110,26 +117,6 @@ def test_a_workdir_of_another_config_is_refused(run):
     )
     with pytest.raises(UserError, match=words):
         train(changed, run.workdir)
-
-
-def test_numbers_that_break_end_the_run_and_keep_its_checkpoints(run, tmp_path, monkeypatch):
-    config = tiny.config(checkpoint_every=1, steps=9, log_every=100)
-    monkeypatch.setattr(loop._Window, 'add', _spoil(loop._Window.add, after=3))
-    with pytest.raises(
-        UserError, match=r'loss is no longer finite in the steps up to 3.*learning_rate'
-    ):
-        train(config, tmp_path)
-    # Each save is preceded by a look at the numbers, however seldom they are logged.
-    assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['1', '2']
-
-
-def _spoil(add, after: int):
-    def spoiled(self, scalars):
-        add(self, scalars)
-        if len(self._scalars) == after:
-            self._scalars[-1] = {**scalars, 'loss': np.float32(np.nan)}
-
-    return spoiled
 
 
 @pytest.mark.parametrize(

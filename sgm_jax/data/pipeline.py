@@ -6,7 +6,7 @@ which each batch is the next part, and a host reads those rows of each batch tha
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
@@ -104,10 +104,20 @@ def held_out_batch(config_data: Mapping | Source, n: int) -> Batch:
     A source is read as it is, whatever its split; a config is read with `split='held_out'`.
     """
     source = _as_source(config_data, split='held_out')
-    if n > len(source):
-        raise UserError(f'data: {n} held-out records wanted, there are {len(source)}')
-    records = [source.record(index, None) for index in range(n)]
-    return {key: np.stack([record[key] for record in records]) for key in records[0]}
+    return next(held_out_batches(source, 1, n)())
+
+
+def held_out_batches(source: Source, count: int, n: int) -> Callable[[], Iterator[Batch]]:
+    """A function that reads the first `count` batches of `n` records each, the same every time."""
+    if count * n > len(source):
+        raise UserError(f'data: {count * n} held-out records wanted, there are {len(source)}')
+
+    def read() -> Iterator[Batch]:
+        for batch in range(count):
+            records = [source.record(batch * n + index, None) for index in range(n)]
+            yield {key: np.stack([record[key] for record in records]) for key in records[0]}
+
+    return read
 
 
 def describe(config_data: Mapping | Source) -> str:

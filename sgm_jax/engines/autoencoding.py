@@ -298,13 +298,15 @@ class AutoencodingEngine:
 
     # What it has learned.
 
-    def metrics(self, params: PyTree, frozen: PyTree, batch: Batch) -> dict[str, float]:
-        """The objective's figures, LPIPS, PSNR and SSIM of held-out pictures, under sgm's 'val_ema/'."""
-        logs, x, rec, codes = self._metrics(params, frozen, dict(batch))
+    def validate(
+        self, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array
+    ) -> dict[str, float]:
+        """The objective's figures, LPIPS, PSNR and SSIM of pictures, from their likeliest latents."""
+        logs, x, rec, codes = self._metrics(params, frozen, self.prepare(batch))
         found = {**jax.device_get(logs), **figures(x, rec)}
         if codes is not None:
             found |= count_dead(codes, self.structure.shape.regularization.size)
-        return {f'val_ema/{name}': float(value) for name, value in found.items()}
+        return {name: float(value) for name, value in found.items()}
 
     @functools.cached_property
     def _metrics(self) -> Callable:
@@ -317,7 +319,14 @@ class AutoencodingEngine:
         return jit(metrics)
 
     def pictures(
-        self, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array, *, players: Any = None
+        self,
+        params: PyTree,
+        frozen: PyTree,
+        batch: Batch,
+        key: jax.Array,
+        *,
+        players: Any = None,
+        unguided: bool = False,
     ) -> dict[str, np.ndarray]:
         """Inputs, reconstructions (from the likeliest latents), and their differences.
 

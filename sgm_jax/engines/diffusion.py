@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgm_jax.config import build, plain
+from sgm_jax.diffusion.binned import Binned
 from sgm_jax.diffusion.denoiser import DenoiserLike
 from sgm_jax.diffusion.drivers import sample
 from sgm_jax.diffusion.families import make
@@ -18,11 +19,12 @@ from sgm_jax.diffusion.guiders import guide
 from sgm_jax.diffusion.loss import StandardDiffusionLoss
 from sgm_jax.diffusion.samplers import Sampler
 from sgm_jax.engines.caching import fingerprint
+from sgm_jax.engines.looking import look, losses_of
 from sgm_jax.engines.model import DiffusionModel, build_model
 from sgm_jax.engines.protocol import Gradients, Players, gradients_of
 from sgm_jax.engines.records import check_record
 from sgm_jax.engines.sampling import Sampling
-from sgm_jax.engines.structure import PyTree, Structure, to_uint8
+from sgm_jax.engines.structure import PyTree, Structure
 from sgm_jax.engines.tasks import TASKS, Task
 from sgm_jax.engines.weights import Weights
 from sgm_jax.networks.video_decoder import VideoDecoder
@@ -145,6 +147,24 @@ class DiffusionEngine:
         self, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """A scalar to minimise and scalars to log; traceable."""
+        losses, sigmas = self._losses(params, frozen, batch, key)
+        loss = losses.mean()
+        return loss, {'loss': loss, 'loss_by_sigma': Binned.of(losses, sigmas)}
+
+    def _losses(
+        self,
+        params: PyTree,
+        frozen: PyTree,
+        batch: Batch,
+        key: jax.Array,
+        *,
+        sigma: jax.Array | None = None,
+        training: bool = True,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The loss of each picture, and the sigma it was taken at: one for all of them, or drawn.
+
+        Without `training` nothing is dropped: no condition, and nothing in the network.
+        """
         model = self.structure.merge(params, frozen)
         task_key, encode_key, drop_key, noise_key, dropout_key = jax.random.split(key, 5)
         num_frames = self.task.num_frames
@@ -155,11 +175,12 @@ class DiffusionEngine:
             x, told = self.task.training_batch(batch, task_key)
             z, examples = model.encode(x, encode_key), len(batch['jpg'])
         z = jax.lax.stop_gradient(z)
+        drop_key, dropout_key = (drop_key, dropout_key) if training else (None, None)
         cond = model.condition(told, key=drop_key, **self._video(examples))
         denoise = self._denoise(model, key=dropout_key)
-        losses, _ = self.objective(noise_key, denoise, z, cond, num_frames=num_frames)
-        loss = losses.mean()
-        return loss, {'loss': loss}
+        if sigma is not None:
+            sigma = jnp.full(len(z), sigma)
+        return self.objective(noise_key, denoise, z, cond, num_frames=num_frames, sigma=sigma)
 
     def _denoise(self, model: DiffusionModel, **inputs: Any) -> Callable:
         if self.task.num_frames is not None:
@@ -217,9 +238,18 @@ class DiffusionEngine:
     def _tokenize(self, batch: Batch) -> dict[str, Any]:
         return self.structure.shape.conditioner.tokenize(batch)
 
-    def metrics(self, params: PyTree, frozen: PyTree, batch: Batch) -> dict[str, float]:
-        """None: what a diffusion model makes of held-out examples is looked at."""
-        return {}
+    def validate(
+        self, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array
+    ) -> dict[str, float]:
+        measure = functools.partial(self._validate, params, frozen, self.prepare(batch))
+        return losses_of(measure, key)
+
+    @functools.cached_property
+    def _validate(self) -> Callable:
+        def validate(params, frozen, batch, key, sigma):
+            return self._losses(params, frozen, batch, key, sigma=sigma, training=False)[0].mean()
+
+        return jit(validate)
 
     @functools.cached_property
     def _condition(self) -> Callable:
@@ -375,8 +405,6 @@ class DiffusionEngine:
     def latent_channels(self) -> int:
         return self.structure.shape.network.frame.out_conv.out_features
 
-    # Looking.
-
     def pictures(
         self,
         params: PyTree,
@@ -385,33 +413,9 @@ class DiffusionEngine:
         key: jax.Array,
         *,
         players: Players | None = None,
+        unguided: bool = False,
     ) -> dict[str, np.ndarray]:
-        """The examples, what the first stage makes of them, and samples that are told what they are."""
-        inputs = jnp.asarray(batch['jpg'])
-        frames = inputs.reshape(-1, *inputs.shape[-3:])
-        cond_key, sample_key = jax.random.split(key)
-        told = {k: v for k, v in batch.items() if k != 'jpg'}
-        without, zero = None, None
-        if self.task.num_frames is None:
-            without, zero = self.sampling.without(told)
-        else:
-            aug = jnp.full((len(inputs),), self.sampling.cond_aug)
-            told = self.task.told(batch, aug, cond_key)
-        z = self.sample_latents(
-            params,
-            frozen,
-            self.condition(
-                params, frozen, told, without=without, zero=zero, guided=self.sampling.guided
-            ),
-            jax.random.split(sample_key, len(inputs)),
-            size=inputs.shape[-3:-1],
-        )
-        shown = lambda x: to_uint8(x).reshape(inputs.shape)
-        pictures = {'inputs': shown(inputs), 'samples': shown(self.decode(params, frozen, z))}
-        if self.structure.shape.first_stage is not None:
-            latents = self.encode(params, frozen, frames)
-            pictures['reconstructions'] = shown(self.decode(params, frozen, latents))
-        return pictures
+        return look(self, params, frozen, batch, key, unguided=unguided)
 
 
 @functools.partial(jax.jit, static_argnames='shape')

@@ -111,17 +111,19 @@ class Engine(Protocol):
         key: jax.Array,
         *,
         players: Players | None = None,
+        unguided: bool = False,
     ) -> dict[str, np.ndarray]:
         """What to look at: uint8 images (b, h, w, c) or videos (b, t, h, w, c), by name; on the host.
 
-        `params` are the averaged ones; the `players` of the moment may be shown beside them.
+        `params` are the averaged ones; the `players` of the moment may be shown beside them. `unguided`:
+        samples without guidance, too, where there is any.
         """
         ...
 
-    def metrics(
-        self, params: PyTree, frozen: PyTree, batch: Mapping[str, jax.Array]
+    def validate(
+        self, params: PyTree, frozen: PyTree, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> dict[str, float]:
-        """Figures of averaged parameters on held-out examples, by name; on the host."""
+        """Figures of parameters on held-out examples, by name; on the host, the same for the same key."""
         ...
 
     def encode(self, params: PyTree, frozen: PyTree, images: jax.Array) -> jax.Array:

@@ -107,28 +107,31 @@ def to_each_host(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(localised, tree)
 
 
-class Stop:
-    """Whether to stop, decided by all processes after the same step.
+class Wishes:
+    """Yes or no to a few questions, decided by all processes after the same step.
 
-    A signal reaches one process, or all of them at different moments. After each step the wishes are joined
-    by a small program on the devices, whose answer is read one step later, when it costs no waiting.
+    A signal reaches one process, or all of them at different moments; clocks differ. After each step the
+    wishes are joined by a small program on the devices, whose answer is read one step later, when it costs no
+    waiting.
     """
 
-    def __init__(self, mesh: Mesh):
+    def __init__(self, mesh: Mesh, count: int):
         self._alone = jax.process_count() == 1
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._shape = (mesh.size,)
+        self._shape = (mesh.size, count)
         self._answer = None
         self._any: Callable = _any_of(NamedSharding(mesh, PartitionSpec()))
 
-    def agreed(self, wanted: bool) -> bool:
-        """Whether anyone wanted to stop when this was last called; alone, whether this process does now."""
+    def agreed(self, *wanted: bool) -> tuple[bool, ...]:
+        """For each, whether anyone wanted it when this was last called; alone, whether this process does."""
         if self._alone:
             return wanted
-        before, one = self._answer, np.full((1,), wanted)
+        before, one = self._answer, np.array([wanted], bool)
         wishes = jax.make_array_from_callback(self._shape, self._sharding, lambda index: one)
         self._answer = self._any(wishes)
-        return before is not None and bool(before)
+        if before is None:
+            return (False,) * len(wanted)
+        return tuple(map(bool, np.asarray(before)))
 
     def settle(self) -> None:
         """Waits for what was asked last: a process does not leave others in the middle of an answer."""
@@ -137,4 +140,4 @@ class Stop:
 
 @functools.cache
 def _any_of(whole: NamedSharding) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda wishes: wishes.any(), out_shardings=whole)
+    return jax.jit(lambda wishes: wishes.any(0), out_shardings=whole)

@@ -217,6 +217,25 @@ def parse(name: str) -> Topology:
     return topology
 
 
+# What JAX calls the devices of a kind.
+_DEVICE_KINDS = {
+    'TPU v4': 'v4',
+    'TPU v5 lite': 'v5e',
+    'TPU v5e': 'v5e',
+    'TPU v5': 'v5p',
+    'TPU v5p': 'v5p',
+    'TPU v6 lite': 'v6e',
+    'TPU v6e': 'v6e',
+}
+
+
+def peak_flops(device: Any) -> float:
+    """What a device can do at most, FLOPs per second in bfloat16; 0 where that is not known."""
+    kind = device.device_kind
+    name = 'H100' if 'H100' in kind else _DEVICE_KINDS.get(kind)
+    return CHIPS[name].flops if name else 0.0
+
+
 def _size(name: str) -> int:
     return math.prod(map(int, name.split(':')[1].split('x')))
 

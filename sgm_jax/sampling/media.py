@@ -187,7 +187,7 @@ def write_video(path: PathLike, frames: np.ndarray, fps: float, *, crf: int = CR
     check_video_suffix(path)
     encoders = {
         '.mp4': lambda: _encode_h264(frames, fps, crf),
-        '.gif': lambda: _encode_gif(frames, fps),
+        '.gif': lambda: encode_gif(frames, fps),
         '.webp': lambda: _encode_webp(frames, fps),
         '.png': lambda: _encode_image(strip(frames), 'PNG'),
     }
@@ -228,7 +228,8 @@ def _encode_h264(frames: np.ndarray, fps: float, crf: int) -> bytes:
     return buffer.getvalue()
 
 
-def _encode_gif(frames: np.ndarray, fps: float) -> bytes:
+def encode_gif(frames: np.ndarray, fps: float) -> bytes:
+    """uint8 frames (t, h, w, 3) as a GIF that loops."""
     # One palette for all frames, made from all of them: no flicker, half the size.
     step = max(1, math.isqrt(frames[..., 0].size // 2**18))
     palette = Image.fromarray(strip(frames[:, ::step, ::step])).quantize(256)

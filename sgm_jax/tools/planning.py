@@ -19,8 +19,8 @@ from sgm_jax.parallel import flops, hlo
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.parallel.topologies import Topology
 from sgm_jax.platforms import target
-from sgm_jax.training.loop import Setup
 from sgm_jax.training.report import bytes_per_device
+from sgm_jax.training.setup import Setup
 
 PyTree = Any
 Shape = jax.ShapeDtypeStruct

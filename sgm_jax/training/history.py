@@ -36,27 +36,39 @@ class History:
                 kept = [line for line, row in _lines(self.path) if row['step'] <= begin]
                 with whole(self.path) as file:
                     file.write(''.join(f'{line}\n' for line in kept).encode())
-            self._file = self.path.open('a', encoding='utf-8')
+            self._file = self.path.open('ab', buffering=0)
         except OSError as error:
             raise _unwritable(self.path, error) from error
+        # What could not be written yet.
+        self._waiting: list[str] = []
 
     def add(self, rows: Mapping[int, Mapping[str, float]]) -> None:
         """Numbers by name of each step, in the order of the steps.
 
         Raises:
-          UserError: the file cannot be written.
+          UserError: the file cannot be written; the rows are kept, and written with the next ones.
         """
+        for step, values in rows.items():
+            known = {name: _number(value) for name, value in values.items()}
+            self._waiting.append(json.dumps({'step': step, **known}) + '\n')
         try:
-            for step, values in rows.items():
-                known = {name: _number(value) for name, value in values.items()}
-                self._file.write(json.dumps({'step': step, **known}) + '\n')
-            self._file.flush()
+            # Past Python's buffer, which would keep what failed and write it again.
+            for line in self._waiting:
+                self._file.write(line.encode())
         except OSError as error:
+            # Half a line may be there: the next one begins anew, and a reader leaves out the half.
+            self._waiting = [line.lstrip('\n') for line in self._waiting]
+            self._waiting[0] = '\n' + self._waiting[0]
             raise _unwritable(self.path, error) from error
+        self._waiting = []
 
     def close(self) -> None:
-        """Ends it."""
-        self._file.close()
+        """Ends it, with a last try at what was not written."""
+        try:
+            if self._waiting:
+                self.add({})
+        finally:
+            self._file.close()
 
 
 def read(workdir: str | pathlib.Path) -> dict[str, dict[int, float]]:

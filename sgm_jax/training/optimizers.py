@@ -134,6 +134,16 @@ def scaled(schedule: optax.Schedule, node: Mapping) -> optax.Schedule:
     return schedule if factor == 1.0 else lambda step: factor * schedule(step)
 
 
+def rates(schedule: optax.Schedule, node: Mapping) -> dict[str, optax.Schedule]:
+    """Learning rates by the name that they are logged under: the optimizer's, and that of each group."""
+    node = plain(node)
+    found = {'learning_rate': scaled(schedule, node)}
+    for group in node.get('groups', ()):
+        own = scaled(schedule, {**node, **group})
+        found[f'learning_rate/{group.get("pattern", "")}'] = own
+    return found
+
+
 def steps_taken(opt_state: PyTree) -> jax.Array:
     """How many steps an optimizer has made, () int32: its own, whatever else happened meanwhile."""
     # Every part of it counts; accumulated batches that are no step yet are counted elsewhere.

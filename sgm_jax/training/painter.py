@@ -1,4 +1,4 @@
-"""The pictures of a run, always of the same held-out examples and with the same noise."""
+"""The pictures of a run, always of the same examples and with the same noise."""
 
 import jax
 import ml_collections
@@ -7,7 +7,8 @@ import numpy as np
 from sgm_jax.data import pipeline
 from sgm_jax.engines import Engine
 from sgm_jax.parallel import agreement
-from sgm_jax.training.logs import MAX_EXAMPLES
+from sgm_jax.training.cards import cards
+from sgm_jax.training.options import PictureOptions
 from sgm_jax.training.state import TrainState
 
 
@@ -24,19 +25,31 @@ class Painter:
         config: ml_collections.ConfigDict,
         mesh: jax.sharding.Mesh,
         key: jax.Array,
+        options: PictureOptions,
     ):
-        self.engine, self.mesh, self.key = engine, mesh, key
-        source = pipeline.make_source(config.data, split='held_out')
-        count = min(MAX_EXAMPLES, config.train.batch_size, len(source))
-        self.batch = pipeline.held_out_batch(source, count)
+        self._engine, self._mesh, self._key, self._options = engine, mesh, key, options
+        self._batches = {}
+        for split in options.splits:
+            source = pipeline.make_source(config.data, split=split)
+            count = min(options.max_images, config.train.batch_size, len(source))
+            self._batches[split] = pipeline.held_out_batch(source, count)
 
-    def __call__(
-        self, state: TrainState, frozen: object
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Figures and pictures, by name."""
+    def __call__(self, state: TrainState, frozen: object) -> dict[str, dict[str, np.ndarray]]:
+        """Pictures by name, of each split."""
         ema_params, frozen, players = agreement.to_each_host(
-            (state.ema_params, frozen, state.players), self.mesh
+            (state.ema_params, frozen, state.players), self._mesh
         )
-        averaged = (ema_params, frozen, self.batch)
-        pictures = self.engine.pictures(*averaged, self.key, players=players)
-        return self.engine.metrics(*averaged), pictures
+        found = {}
+        for split, batch in self._batches.items():
+            found[split] = self._engine.pictures(
+                ema_params,
+                frozen,
+                batch,
+                self._key,
+                players=players,
+                unguided=self._options.unguided,
+            )
+            told = cards(batch)
+            if told is not None:
+                found[split]['conditionings'] = told
+        return found

@@ -2,20 +2,39 @@
 
 import logging
 import math
+import pathlib
 from typing import Any
 
 import jax
 
+from sgm_jax.training.options import Options
 from sgm_jax.training.state import TrainState
 
 PyTree = Any
 LOG = logging.getLogger(__name__)
 
 
-def log(mesh: jax.sharding.Mesh, state: TrainState, frozen: PyTree) -> None:
-    """Says it."""
+def log(
+    mesh: jax.sharding.Mesh,
+    state: TrainState,
+    frozen: PyTree,
+    *,
+    workdir: pathlib.Path,
+    options: Options,
+) -> None:
+    """Says it, and where the run is and how long it is to be."""
+    LOG.info('run: %s', workdir)
     for line in lines(mesh, state, frozen):
         LOG.info('%s', line)
+    LOG.info(
+        'steps: %d of %d examples; numbers every %d, pictures every %s, checkpoints every %d%s',
+        options.steps,
+        options.batch_size,
+        options.log_every,
+        options.image_every or '0 (none)',
+        options.checkpoint_every,
+        f' or {options.checkpoint_minutes:g} minutes' if options.checkpoint_minutes else '',
+    )
 
 
 def lines(mesh: jax.sharding.Mesh, state: TrainState, frozen: PyTree) -> list[str]:

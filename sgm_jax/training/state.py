@@ -26,6 +26,8 @@ class TrainState:
       opt_state: the optimizer's.
       adversary: of an adversarial training, the discriminator (params and statistics); else None.
       adversary_opt_state: its optimizer's.
+      intact: whether every step so far gave finite numbers, bool (). One that did not is not made: from then
+        on nothing changes any more, so that what broke can be looked at. Not in a checkpoint.
     """
 
     step: jax.Array
@@ -34,6 +36,7 @@ class TrainState:
     opt_state: PyTree
     adversary: Any = None
     adversary_opt_state: PyTree = None
+    intact: Any = None
 
     @property
     def players(self) -> Players:
@@ -60,6 +63,7 @@ def fresh(players: Players, optimizers: Optimizers) -> TrainState:
         opt_state=optimizers.main.init(params),
         adversary=adversary,
         adversary_opt_state=optimizers.adversary.init(adversary.params) if adversary else None,
+        intact=jnp.ones((), bool),
     )
 
 
@@ -71,13 +75,15 @@ def abstract(players: Players, optimizers: Optimizers, mesh: jax.sharding.Mesh) 
     players = meshes.abstract(players, mesh)
     params, adversary = players.params, players.adversary
     moments = functools.partial(_abstract_moments, mesh=mesh)
+    scalar = functools.partial(jax.ShapeDtypeStruct, (), sharding=meshes.replicated(mesh))
     return TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(mesh)),
+        step=scalar(jnp.int32),
         params=params,
         ema_params=params,
         opt_state=moments(optimizers.main, params),
         adversary=adversary,
         adversary_opt_state=moments(optimizers.adversary, adversary.params) if adversary else None,
+        intact=scalar(bool),
     )
 
 
@@ -145,7 +151,16 @@ def apply_gradients(
         opt_state=opt_state,
         adversary=adversary,
         adversary_opt_state=adversary_opt_state,
+        intact=state.intact,
     )
+
+
+def unless_broken(before: TrainState, after: TrainState, fine: jax.Array) -> TrainState:
+    """`after`, if its step gave finite numbers (`fine`) and all before it did, else `before`; traceable."""
+    intact = before.intact & fine
+    # A scalar choice for each leaf: jnp.where would trace and lower a function for each.
+    kept = jax.tree.map(lambda old, new: jax.lax.select_n(intact, old, new), before, after)
+    return kept.replace(intact=intact)
 
 
 def _replaced(tree: PyTree, part: PyTree) -> PyTree:

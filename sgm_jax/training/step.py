@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from sgm_jax.diffusion.binned import Binned
 from sgm_jax.engines import Engine
 from sgm_jax.engines.protocol import Players
 from sgm_jax.networks import placement
@@ -14,10 +16,19 @@ from sgm_jax.parallel import agreement
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.parallel.compiler import jit
 from sgm_jax.training.optimizers import steps_taken
-from sgm_jax.training.state import Average, Optimizers, TrainState, apply_gradients, fresh
+from sgm_jax.training.state import (
+    Average,
+    Optimizers,
+    TrainState,
+    apply_gradients,
+    fresh,
+    unless_broken,
+)
 
 PyTree = Any
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+# Learning rates of one optimizer by name, each of its steps.
+Rates = Mapping[str, optax.Schedule]
 
 
 def first_players(engine: Engine, key: jax.Array) -> Players:
@@ -54,15 +65,16 @@ def make_step(
     engine: Engine,
     optimizers: Optimizers,
     average: Average,
-    rates: tuple[optax.Schedule, optax.Schedule],
+    rates: tuple[Rates, Rates],
     wanted: TrainState,
 ) -> Step:
     """The train step: (turn, state, frozen, batch, base key) -> (state, scalars to log).
 
-    `rates` are learning rates by the steps of either optimizer, which makes one when it is its turn. Each of
-    the engine's turns is compiled when it first comes. The state is donated. All randomness is a
-    function of the base key and the step. `.trace` takes the same arguments, or their shapes, and compiles
-    ahead: `.trace(...).lower().compile()`.
+    `rates` are the learning rates of either optimizer by its own steps, of which it makes one when it is its
+    turn. Each of the engine's turns is compiled when it first comes. The state is donated. All randomness is
+    a function of the base key and the step. A step whose numbers are not finite leaves the state as it was,
+    but for `intact`, and logs `finite` as False. `.trace` takes the same arguments, or their shapes, and
+    compiles ahead: `.trace(...).lower().compile()`.
     """
     mesh = wanted.step.sharding.mesh
     whole = meshes.replicated(mesh)
@@ -79,14 +91,24 @@ def make_step(
             gradients = engine.gradients(turn, state.players, frozen, batch, key)
         after = apply_gradients(state, gradients, optimizers, average)
         logs = {**gradients.logs, 'ema_decay': average.decay(after.step)}
-        for prefix, rate, found, opt_state in (
-            ('', rates[0], gradients.params, state.opt_state),
-            ('disc_', rates[1], gradients.adversary, state.adversary_opt_state),
+        for prefix, own, found, params, opt_state in (
+            ('', rates[0], gradients.params, state.params, state.opt_state),
+            (
+                'disc_',
+                rates[1],
+                gradients.adversary,
+                state.adversary and state.adversary.params,
+                state.adversary_opt_state,
+            ),
         ):
             if found is not None:
                 logs[f'{prefix}grad_norm'] = optax.tree.norm(found)
-                logs[f'{prefix}learning_rate'] = rate(steps_taken(opt_state))
-        return after, logs
+                logs[f'{prefix}param_norm'] = optax.tree.norm(params)
+                steps = steps_taken(opt_state)
+                logs |= {f'{prefix}{name}': rate(steps) for name, rate in own.items()}
+        numbers = [x for x in logs.values() if not Binned.is_one(x)]
+        logs['finite'] = jnp.stack([jnp.isfinite(x) for x in numbers]).all()
+        return unless_broken(state, after, logs['finite']), logs
 
     @functools.cache
     def compiled(turn: str) -> Step:

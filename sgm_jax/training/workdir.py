@@ -1,8 +1,11 @@
 """A run's folder: the config it was made by, its checkpoints, its logs.
 
 config.json    the full config, as it was resolved at the newest start
+starts.jsonl   when, by which command and with which code it was started
 checkpoints/   one folder per kept step
-logs/          TensorBoard's event files
+logs/          TensorBoard's event files, and the history
+pictures/      PNG and mp4, by split
+broken/        the state and batch of a step whose numbers were not finite
 """
 
 import json
@@ -21,14 +24,29 @@ from sgm_jax.interop.whole_files import whole
 from sgm_jax.interop.workdir_files import CHECKPOINTS, CONFIG, latest_step
 from sgm_jax.parallel import agreement
 
-LOGS = 'logs'
+LOGS, PICTURES = 'logs', 'pictures'
 # What may differ when a run is taken up again: how long, how often, where the files and the devices are.
 FREE = (
     'train.steps',
-    'train.log_every',
-    'train.image_every',
-    'train.checkpoint_every',
-    'train.keep',
+    *(
+        f'train.{name}'
+        for name in (
+            'log_every',
+            'image_every',
+            'validate_every',
+            'validate_examples',
+            'test_examples',
+            'checkpoint_every',
+            'checkpoint_minutes',
+            'keep',
+            'keep_every',
+            'keep_best',
+            'best',
+            'heartbeat_minutes',
+            'wandb',
+        )
+    ),
+    'pictures',
     'data.path',
     'data.cache',
     'data.cache_bytes',
@@ -87,7 +105,7 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f'{path / CONFIG} is damaged ({error}); repair it, or choose another --workdir'
         ) from error
-    old, new = dict(_leaves(before)), dict(_leaves(_saved(config)))
+    old, new = dict(_leaves(before)), leaves(config)
     is_free = lambda key: any(key == free or key.startswith(f'{free}.') for free in FREE)
     changed = [
         f'{key} was {old.get(key, "unset")!r}, is {new.get(key, "unset")!r}'
@@ -100,6 +118,11 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
             f'{path} was made by another config: {"; ".join(changed[:_SHOWN])}{more}; '
             'choose another --workdir, or give the config it was made by'
         )
+
+
+def leaves(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """All of a config's values by dotted key."""
+    return dict(_leaves(_saved(config)))
 
 
 def _leaves(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
