@@ -87,7 +87,7 @@ def started(
         for index in range(count):
             outputs.append(folder / f'process_{index}.txt')
             file = stack.enter_context(outputs[-1].open('w'))
-            told = (f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}')
+            told = ('--notest', f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}')
             line = [sys.executable, 'train.py', *map(str, words), *told, f'--process_id={index}']
             options = dict(cwd=ROOT, env=environment(devices), stdout=file, stderr=file)
             processes.append(subprocess.Popen(line, **options))

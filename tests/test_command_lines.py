@@ -19,15 +19,22 @@ from sgm_jax.sampling import media
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The tests' tiny model as a config file that a command line can name.
 CONFIG = (
-    'import sys\nsys.path.insert(0, {tests!r})\nimport tiny\n\n\ndef get_config(variant=""):\n'
-    + ('    return tiny.config()\n')
+    'import sys\nsys.path.insert(0, {tests!r})\nimport {model} as model\n\n\n'
+    'def get_config(variant=""):\n    return model.config()\n'
 )
 
 
 @pytest.fixture(scope='module')
 def config_file(tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp('configs') / 'tiny_config.py'
-    path.write_text(CONFIG.format(tests=str(ROOT / 'tests')))
+    path.write_text(CONFIG.format(tests=str(ROOT / 'tests'), model='tiny'))
+    return path
+
+
+@pytest.fixture(scope='module')
+def smallest_file(tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp('configs') / 'smallest_config.py'
+    path.write_text(CONFIG.format(tests=str(ROOT / 'tests'), model='smallest'))
     return path
 
 
@@ -143,9 +150,10 @@ def test_a_picture_becomes_a_file(run, cache, tmp_path, suffix):
         assert (frames.shape, round(fps)) == ((2, 16, 16, 3), 10)
 
 
-def test_a_killed_run_goes_on_from_its_newest_checkpoint(run, config_file, cache, tmp_path):
+def test_a_killed_run_goes_on_from_its_newest_checkpoint(run, smallest_file, cache, tmp_path):
     """SIGKILL while checkpoints are being written, at several moments; then the same command."""
-    words = [sys.executable, 'train.py', f'--config={config_file}', f'--workdir={tmp_path}']
+    words = [sys.executable, 'train.py', f'--config={smallest_file}', f'--workdir={tmp_path}']
+    words.append('--notest')
     many = [*words, '--config.train.steps=4000', '--config.train.checkpoint_every=1']
     reached = 0
     for delay in (0.0, 0.05):
@@ -176,8 +184,9 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(run, config_file, cache
     assert latest_step(tmp_path) == reached + 1
 
 
-def test_a_stopped_run_says_so(config_file, cache, tmp_path):
-    words = [sys.executable, 'train.py', f'--config={config_file}', f'--workdir={tmp_path}']
+def test_a_stopped_run_says_so(smallest_file, cache, tmp_path):
+    words = [sys.executable, 'train.py', f'--config={smallest_file}', f'--workdir={tmp_path}']
+    words.append('--notest')
     process = subprocess.Popen(
         [*words, '--config.train.steps=4000', '--config.train.checkpoint_every=1'],
         cwd=ROOT,

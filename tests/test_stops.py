@@ -86,7 +86,7 @@ def write(folder: pathlib.Path, count: int, fault: str) -> list[str]:
         more='\n'.join(lines).lstrip(),
         **TRAIN,
     )
-    return [f'--config={config}', f'--workdir={folder / "run"}', '--notest']
+    return [f'--config={config}', f'--workdir={folder / "run"}']
 
 
 @pytest.fixture(scope='module')
@@ -124,7 +124,7 @@ def assert_as_undisturbed(folder: pathlib.Path, expected) -> None:
 @pytest.mark.parametrize('count', [1, 2])
 @pytest.mark.parametrize('number', [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_signals(undisturbed, tmp_path, count, number):
-    words = write(tmp_path, count, 'slow')
+    words = [*write(tmp_path, count, 'slow'), '--config.train.checkpoint_every=50']
     with run(tmp_path, words, count) as these:
         these.wait_until(lambda: f'step 4/{STEPS}' in these.said(0))
         # One of them is asked; all do it after the same step.
@@ -134,7 +134,7 @@ def test_signals(undisturbed, tmp_path, count, number):
         assert 'Traceback' not in these.said(0)
     if number == signal.SIGUSR1:
         assert codes == [0] * count
-        assert set(saved) - {3, 6, STEPS}, 'no step was saved besides'
+        assert set(saved) - {STEPS}, 'no step was saved besides the last'
     else:
         assert codes == [130] * count
         assert latest_step(tmp_path / 'run') < STEPS

@@ -13,9 +13,11 @@ import urllib.request
 import numpy as np
 import processes
 import pytest
+import smallest
 from PIL import Image
 
 from sgm_jax.training import history
+from sgm_jax.training.loop import train
 
 CHROMIUM = (
     shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -23,10 +25,18 @@ CHROMIUM = (
 
 
 @pytest.fixture(scope='module')
-def board(run):
+def workdir(tmp_path_factory) -> pathlib.Path:
+    """A short run's, with everything logged that can be."""
+    folder = tmp_path_factory.mktemp('shown')
+    train(smallest.config(image_every=4, validate_every=4), folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def board(workdir):
     """The address of a TensorBoard on the run's folder."""
     port = processes.free_port()
-    line = [sys.executable, '-m', 'tensorboard.main', '--logdir', str(run.workdir)]
+    line = [sys.executable, '-m', 'tensorboard.main', '--logdir', str(workdir)]
     line += ['--host', '127.0.0.1', '--port', str(port), '--load_fast', 'false']
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
@@ -44,18 +54,18 @@ def board(run):
             server.terminate()
 
 
-def ask(url: str, path: str, body: dict | None = None, **query):
-    address = f'{url}/{path}?{urllib.parse.urlencode(query)}'
-    data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(address, data, timeout=60) as reply:
+def ask(url: str, path: str, **query):
+    with urllib.request.urlopen(
+        f'{url}/{path}?{urllib.parse.urlencode(query)}', timeout=60
+    ) as reply:
         return json.loads(reply.read())
 
 
-def test_scalars(board, run):
+def test_scalars(board, workdir):
     (name,) = ask(board, 'data/plugin/scalars/tags')
     rows = ask(board, 'data/plugin/scalars/scalars', tag='loss', run=name)
     # Means of two steps, every two steps.
-    losses = history.read(run.workdir)['loss']
+    losses = history.read(workdir)['loss']
     expected = {2: (losses[1] + losses[2]) / 2, 4: (losses[3] + losses[4]) / 2}
     assert [step for _, step, _ in rows] == list(expected)
     np.testing.assert_allclose([x for *_, x in rows], list(expected.values()), rtol=1e-5)
@@ -64,21 +74,22 @@ def test_scalars(board, run):
 def test_images(board):
     tags = ask(board, 'data/plugin/images/tags')
     ((name, found),) = tags.items()
-    assert {'inputs', 'samples', 'samples/moving', 'samples_unguided', 'conditionings'} <= set(
+    assert {'inputs', 'reconstructions', 'reconstructions_ema', 'diff', 'conditionings'} <= set(
         found
     )
-    (image,) = ask(board, 'data/plugin/images/images', tag='samples', run=name, sample=0)
-    assert (image['step'], image['width'] > image['height'] / 2) == (4, True)
+    (image,) = ask(board, 'data/plugin/images/images', tag='inputs', run=name, sample=0)
+    assert image['step'] == 4
     address = f'{board}/data/plugin/images/individualImage?{image["query"]}'
     with urllib.request.urlopen(address, timeout=60) as reply:
         shown = np.asarray(Image.open(reply))
+    assert shown.shape == (smallest.SIZE, 2 * smallest.SIZE, 3)
     assert shown.std() > 1
 
 
 def test_hyperparameters(board):
-    found = ask(board, 'data/plugin/hparams/experiment', {'experimentName': ''})
+    found = ask(board, 'data/plugin/hparams/experiment', request='{}')
     names = {info['name'] for info in found['hparamInfos']}
-    assert {'optimizer.learning_rate', 'train.batch_size', 'model.network.model_channels'} <= names
+    assert {'optimizer.learning_rate', 'train.batch_size', 'model.first_stage.ddconfig.ch'} <= names
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium here')
