@@ -38,6 +38,10 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
         _parse(list(sys.argv if argv is None else argv))
         if QUIET.value:
             logging.getLogger('sgm_jax').setLevel(logging.WARNING)
+        if not DEBUG.value:
+            # Of a write that fails each of Orbax's threads tells, with tracebacks; we say it once.
+            for name in ('absl', 'asyncio', 'concurrent.futures'):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         code = main() or 0
     except UserError as error:
         _look_into()

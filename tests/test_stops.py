@@ -1,9 +1,14 @@
 """Every way to stop a run, with real processes; the same command again, and nothing has been lost."""
 
+import os
 import pathlib
+import pty
 import random
 import re
+import select
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -176,7 +181,8 @@ def test_an_exception(undisturbed, tmp_path, count, fault, words_of_it):
     assert words_of_it in told
     if count == 1:
         # All that was done is saved: nothing is lost but what broke.
-        assert latest_step(tmp_path / 'run') == {'data': 3, 'step': 4}[fault]
+        failed = int(re.search(r'error in step (\d+): ', told)[1])
+        assert latest_step(tmp_path / 'run') == failed - 1 > 2
     (tmp_path / 'flag').unlink(missing_ok=True)
     assert_ends(tmp_path, words, count)
     assert_as_undisturbed(tmp_path, undisturbed(count))
@@ -200,3 +206,36 @@ def test_a_full_disk(undisturbed, tmp_path, count):
     (tmp_path / 'flag').unlink()
     assert_ends(tmp_path, words, count)
     assert_as_undisturbed(tmp_path, undisturbed(count))
+
+
+@pytest.mark.slow
+def test_a_debugger_on_a_terminal(tmp_path):
+    words = [*write(tmp_path, 1, 'slow'), '--notest', '--config.train.checkpoint_every=50']
+    ours, theirs = pty.openpty()
+    line = [sys.executable, 'train.py', *words]
+    options = dict(stdin=theirs, stdout=theirs, stderr=theirs, env=processes.environment(1))
+    process = subprocess.Popen(line, cwd=processes.ROOT, start_new_session=True, **options)
+    os.close(theirs)
+    seen = ''
+
+    def until(words: str) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 200
+        while words not in seen:
+            assert time.monotonic() < deadline, seen
+            if select.select([ours], [], [], 1)[0]:
+                seen += os.read(ours, 4096).decode('utf-8', 'replace')
+
+    try:
+        until(f'3/{STEPS}')
+        process.send_signal(signal.SIGUSR2)
+        until('(Pdb)')
+        os.write(ours, b'p self.step + 1000\n')
+        until('\n100')
+        os.write(ours, b'c\n')
+        until(f'trained {STEPS} steps')
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

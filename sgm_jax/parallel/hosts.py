@@ -178,7 +178,7 @@ def told_apart() -> Iterator[None]:
     """Raises a LostError for an error that is not this process's own but that of one it has lost."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if not is_lost(error):
             raise
         raise LostError(f'{_lost()} ({_reason(error)})') from error
@@ -189,7 +189,9 @@ def is_lost(error: BaseException) -> bool:
     import jax
 
     words = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'ABORTED', 'heartbeat', ' peer')
-    several = isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+    # A program that is being started raises the compiler's errors as ValueErrors.
+    kinds = (jax.errors.JaxRuntimeError, ValueError)
+    several = isinstance(error, kinds) and jax.process_count() > 1
     return several and any(word in str(error) for word in words)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import pathlib
 import pdb
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ import ml_collections
 from sgm_jax.data import pipeline
 from sgm_jax.errors import UserError
 from sgm_jax.interop.workdir_files import read_ema, weights_alone
-from sgm_jax.parallel import agreement
+from sgm_jax.parallel import agreement, hosts
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.training import autopsy, measures, notices, report, runs
 from sgm_jax.training.checkpoints import Checkpoints, Keep
@@ -192,7 +193,8 @@ class _Run:
             self._rescue()
             raise
         except Exception as error:
-            LOG.error('error in step %d: %s', self.step + 1, error)
+            if not hosts.is_lost(error):
+                LOG.error('error in step %d: %s', self.step + 1, error)
             self._rescue()
             raise
         self.checkpoints.settle()
@@ -271,9 +273,12 @@ class _Run:
 
     def _debug(self) -> None:
         self.requests.granted('debug')
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not sys.stdin.isatty():
+            LOG.warning('asked for a debugger, but this process has no terminal; training goes on')
+        elif jax.process_index() == 0:
             LOG.info('state, batch and the rest are in `self`; c goes on')
             pdb.Pdb(nosigint=True).set_trace()
+            self.window.restart_clock()
 
     def _end(self, step: int, values: Mapping[str, float]) -> None:
         """Ends the run: a step's numbers are not finite."""
