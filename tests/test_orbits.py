@@ -54,6 +54,18 @@ def test_every_view_of_an_object_differs():
     assert apart[~np.eye(8, dtype=bool)].min() > 2
 
 
+def test_what_objects_are_made_of():
+    for seed in range(20):
+        base, *parts = objects.draw_object(seed)
+        assert (base.shape, base.texture) == ('cylinder', 'sectors')
+        assert len(base.colors) in (2, 3)
+        assert len(parts) in (1, 2)
+        assert {part.texture for part in parts} == {'plain'}
+    textured = [objects.draw_object(seed, textured=True) for seed in range(20)]
+    assert {base.shape for base, *_ in textured} == {'cylinder', 'box'}
+    assert {part.texture for _, *parts in textured for part in parts} == set(objects.TEXTURES)
+
+
 def test_a_camera_sees_where_things_are():
     ball = objects.Part(
         shape='sphere',

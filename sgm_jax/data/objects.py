@@ -1,7 +1,7 @@
-"""Simple textured objects, drawn from a seed and looked at from any side: ray casting in numpy.
+"""Simple objects, drawn from a seed and looked at from any side: ray casting in numpy.
 
-An object is a round or square base with a picture on it and a few parts that stand on it off its centre, no
-two alike, so that every view of it looks different. World coordinates: z up, the object within the unit ball.
+An object is a base in coloured sectors and a few parts that stand on it off its centre, no two alike, so that
+every view of it looks different. World coordinates: z up, the object within the unit ball.
 """
 
 import dataclasses
@@ -34,24 +34,29 @@ class Part:
     count: int = 3
 
 
-def draw_object(seed: int | tuple[int, ...]) -> tuple[Part, ...]:
-    """The object of a seed: its base first."""
+def draw_object(seed: int | tuple[int, ...], *, textured: bool = False) -> tuple[Part, ...]:
+    """The object of a seed: its base first.
+
+    Seen from above nearly all of it shows in every view, so that one view tells what the others are: a round
+    base in two or three sectors, and one or two plain parts. With `textured` bases may be square, and up to
+    three parts have patterns: less can be told.
+    """
     rng = np.random.default_rng(seed)
-    color = lambda count: _vivid(rng, count)
-    count = int(rng.integers(2, 5))
-    shape, radius = [('cylinder', 0.86), ('box', 0.66)][int(rng.integers(2))]
+    square = textured and rng.uniform() < 0.5
+    shape, radius = ('box', 0.66) if square else ('cylinder', 0.86)
     base = Part(
         shape=shape,
         center=np.array([0.0, 0.0, -0.3]),
         scale=np.array([radius, radius, 0.1]),
         turn=rng.uniform(0, 2 * np.pi),
         texture='sectors',
-        colors=color(count),
+        colors=_vivid(rng, int(rng.integers(2, 5 if textured else 4))),
         phase=rng.uniform(0, 2 * np.pi),
     )
     parts = [base]
-    where = rng.uniform(0, 2 * np.pi)
-    for _ in range(int(rng.integers(1, 4))):
+    count, where = int(rng.integers(1, 4 if textured else 3)), rng.uniform(0, 2 * np.pi)
+    plain = _vivid(rng, count)
+    for index in range(count):
         half = np.array([*rng.uniform(0.16, 0.28, 2), rng.uniform(0.16, 0.42)])
         away = rng.uniform(0.3, 0.48)
         parts.append(
@@ -60,21 +65,21 @@ def draw_object(seed: int | tuple[int, ...]) -> tuple[Part, ...]:
                 center=np.array([away * np.cos(where), away * np.sin(where), half[2] - 0.2]),
                 scale=half,
                 turn=rng.uniform(0, 2 * np.pi),
-                texture=rng.choice(TEXTURES),
-                colors=color(2),
+                texture=rng.choice(TEXTURES) if textured else 'plain',
+                colors=_vivid(rng, 2) if textured else plain[index : index + 1],
                 phase=rng.uniform(0, 2 * np.pi),
                 count=int(rng.integers(1, 3)),
             )
         )
         # Not opposite each other: an object with a symmetry has views that are alike.
-        where += rng.uniform(1.2, 2.4)
+        where += rng.uniform(1.4, 2.4)
     return tuple(parts)
 
 
 def _vivid(rng: np.random.Generator, count: int) -> np.ndarray:
     """Colours (count, 3) that are far from white, and hues apart."""
     hue = (rng.uniform() + (np.arange(count) + rng.uniform(-0.25, 0.25, count)) / count) % 1.0
-    value = rng.uniform(0.35, 1.0, (count, 1))
+    value = rng.uniform(0.6, 1.0, (count, 1))
     fade = rng.uniform(0.0, 0.25, (count, 1))
     wheel = np.clip(np.abs((hue[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     return value * (fade + (1 - fade) * wheel)

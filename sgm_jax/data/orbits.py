@@ -17,7 +17,7 @@ from sgm_jax.sampling.media import read_image
 
 CAMERAS = 'cameras.json'
 # Of the demo's objects, whose cameras are drawn: around this height.
-DEMO_ELEVATION = 30.0
+DEMO_ELEVATION = 45.0
 
 
 class Orbits:

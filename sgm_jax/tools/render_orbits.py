@@ -31,6 +31,7 @@ def define_flags() -> None:
     flags.DEFINE_float('elevation', 10.0, 'degrees')
     flags.DEFINE_float('swing', 15.0, 'of the elevation on dynamic orbits, degrees')
     flags.DEFINE_float('azimuth_noise', 4.0, 'deviation on dynamic orbits, degrees')
+    flags.DEFINE_bool('textured', False, 'patterns on the parts, and square bases too')
     flags.DEFINE_integer('seed', 0, 'which objects', lower_bound=0)
 
 
@@ -69,7 +70,7 @@ def _object(folder: pathlib.Path, index: int) -> None:
             azimuth_noise=FLAGS.azimuth_noise,
             limits=(-90.0, 90.0),
         )
-    parts = draw_object((FLAGS.seed, index))
+    parts = draw_object((FLAGS.seed, index), textured=FLAGS.textured)
     size = (FLAGS.size, FLAGS.size)
     views = render(parts, path.elevations, path.azimuths, size, samples=FLAGS.samples)
     cameras_of = lambda number: {
