@@ -92,17 +92,18 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
         resolution=64,
         ch=32,
         ch_mult=(1, 1, 2, 4),
-        norm_groups=8,
+        norm_groups=2,
         num_res_blocks=0,
         z_channels=32,
     )
     config.model.first_stage.embed_dim = 32
     config.model.init_gain = 1.7
+    config.model.init_linear = True
     config.model.loss.update(
-        perceptual_weight=0.8,
-        perceptual_start=300,
-        regularization_weights={'kl_loss': 1e-2},
-        disc_start=1000,
+        perceptual_weight=1.0,
+        perceptual_start=1800,
+        regularization_weights={'kl_loss': 1e-6},
+        disc_start=3100,
         disc_weight=0.2,
         discriminator={'ndf': 32, 'n_layers': 2},
     )
@@ -129,15 +130,22 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
         ),
     }
     # With Adam alone the l1 stays for hundreds of steps where each crop's mean colour has it.
-    config.optimizer.update(name='muon', learning_rate=3e-3, b1=0.9, b2=0.99)
-    config.disc_optimizer = {'name': 'adamw', 'lr_factor': 0.1}
-    config.schedule = {'name': 'cosine', 'warmup_steps': 20, 'end': 1e-5}
+    config.optimizer.update(
+        name='muon',
+        learning_rate=2e-2,
+        rms=None,
+        b1=0.9,
+        b2=0.99,
+        groups=({'pattern': r'.*\.(bias|scale)$|loss', 'lr_factor': 0.2},),
+    )
+    config.disc_optimizer = {'name': 'adamw', 'lr_factor': 0.015}
+    config.schedule = {'name': 'cosine', 'warmup_steps': 20, 'end': 1e-4}
     config.train.update(
-        batch_size=8,
-        steps=1200,
+        batch_size=4,
+        steps=3300,
         ema_decay=0.99,
-        log_every=25,
-        image_every=600,
-        validate_every=600,
-        checkpoint_every=500,
+        log_every=50,
+        image_every=1650,
+        validate_every=1650,
+        checkpoint_every=3100,
     )

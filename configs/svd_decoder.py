@@ -43,5 +43,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'frame_rates': (6, 30),
     }
     config.train.batch_size = 2 if variant == 'tiny' else 16
-    config.optimizer.learning_rate = 1e-4 if variant == 'tiny' else 1e-5
+    config.optimizer.learning_rate = 5e-4 if variant == 'tiny' else 1e-5
+    if variant == 'tiny':
+        config.schedule.end = 5e-5
     return config

@@ -211,6 +211,19 @@ def test_published_sizes_train(name):
                 assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, of)
 
 
+def test_residual_blocks_may_begin_with_nothing():
+    config = load_config('configs/autoencoder_kl_f8.py:tiny')
+    fresh = {}
+    for linear in (False, True):
+        config.model.init_linear = linear
+        fresh[linear] = jax.jit(build(config).init)(jax.random.key(0))
+    flat = [jax.tree.leaves_with_path(fresh[linear]) for linear in (False, True)]
+    for (path, plain), (_, found) in zip(*flat, strict=True):
+        zero = [getattr(key, 'key', None) for key in path[-2:]] == ['conv2', 'kernel']
+        np.testing.assert_array_equal(found, 0 * plain if zero else plain)
+        assert not zero or plain.any()
+
+
 def test_kl_f8_is_the_published_first_stage():
     """SVD's file has SDXL's encoder: kl_f8 has the same names and shapes."""
     wanted = {

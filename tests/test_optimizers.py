@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from sgm_jax.training.optimizers import make_optimizer, steps_taken
@@ -39,6 +40,36 @@ def test_muon_makes_updates_orthogonal():
     np.testing.assert_allclose(
         updates['conv']['bias'], -0.01 * ahead * np.sign(gradient['conv']['bias']), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize('rms', [0.2, None])
+def test_muon_is_that_of_optax(rms):
+    """Which multiplies the whole matrix in every iteration."""
+    matrix = lambda x: optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+    theirs = optax.contrib.muon(
+        0.01,
+        weight_decay=0.1,
+        adam_weight_decay=0.1,
+        adam_b2=0.99,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(
+            lambda x: matrix(x) if x.ndim >= 2 else None, params
+        ),
+        consistent_rms=rms,
+    )
+    node = {'name': 'muon', 'b2': 0.99, 'weight_decay': 0.1, 'rms': rms}
+    params = draw(0)
+    ours = make_optimizer(node, optax.constant_schedule(0.01), params=params)
+    states = [optimizer.init(params) for optimizer in (ours, theirs)]
+    for number in range(3):
+        found = [
+            optimizer.update(draw(number), state, params)
+            for optimizer, state in zip((ours, theirs), states, strict=True)
+        ]
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            *(f[0] for f in found),
+        )
+        states = [f[1] for f in found]
 
 
 @pytest.mark.parametrize('name', ['adamw', 'muon'])

@@ -49,6 +49,8 @@ class AutoencodingEngine:
       diff_boost_factor: how much differences are brightened in one of the pictures.
       init_gain: times fresh kernels. PyTorch's initial values, gain 1, shrink a signal by sqrt(3) in each
         convolution that has no norm before it, until latents drown in the posterior's noise.
+      init_linear: residual blocks add nothing at first, so that a fresh autoencoder is linear but for its
+        last norms.
     """
 
     structure: Structure
@@ -59,6 +61,7 @@ class AutoencodingEngine:
     lpips_linear: str = ''
     diff_boost_factor: float = 3.0
     init_gain: float = 1.0
+    init_linear: bool = False
 
     @classmethod
     def from_config(
@@ -73,6 +76,7 @@ class AutoencodingEngine:
         lpips_linear: str = '',
         diff_boost_factor: float = 3.0,
         init_gain: float = 1.0,
+        init_linear: bool = False,
     ) -> 'AutoencodingEngine':
         """From `config.model`, whose keys are these.
 
@@ -96,14 +100,20 @@ class AutoencodingEngine:
             lpips_linear=lpips_linear,
             diff_boost_factor=diff_boost_factor,
             init_gain=init_gain,
+            init_linear=init_linear,
         )
 
     # What there is before the first step.
 
     def init(self, key: jax.Array) -> PyTree:
+        def start(path: tuple, x: jax.Array) -> jax.Array:
+            names = [getattr(key, 'key', None) for key in path]
+            if names[-1] != 'kernel':
+                return x
+            return x * (0.0 if self.init_linear and names[-2] == 'conv2' else self.init_gain)
+
         fresh = self.structure.init(key)[0]
-        gain = lambda path: self.init_gain if path[-1].key == 'kernel' else 1.0
-        return self._with_loss(jax.tree.map_with_path(lambda path, x: gain(path) * x, fresh))
+        return self._with_loss(jax.tree.map_with_path(start, fresh))
 
     def init_adversary(self, key: jax.Array) -> Discriminator | None:
         return self.adversary.init(key) if self.adversary else None

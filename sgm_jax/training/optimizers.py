@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import optax
-import optax.contrib
 
 from sgm_jax.config import build, plain
 from sgm_jax.errors import UserError
 from sgm_jax.training import small_moments
+from sgm_jax.training.muon import scale_by_muon
 
 PyTree = Any
 
@@ -94,27 +94,25 @@ def muon(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     beta: float = 0.95,
-    rms: float = 0.2,
+    rms: float | None = 0.2,
 ) -> optax.GradientTransformation:
     """Muon for matrices and kernels (what they read by what they give), NAdamW for everything else.
 
     An update's entries have the root mean square `rms`, times the learning rate: 0.2 is about Adam's, so that
-    one learning rate does for both. Sources: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); Liu et
-    al. 2025 (arXiv:2502.16982), equation 4, for `rms`.
+    one learning rate does for both. Source for `rms`: Liu et al. 2025 (arXiv:2502.16982), equation 4.
+    With None its singular values are the learning rate, times sqrt(out / in) where a layer widens: small
+    matrices move as far, for their size, as large ones. Learning rates are then about ten times larger, which
+    biases and scales want a group of their own for.
     """
-    matrix = lambda x: optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
-    return optax.contrib.muon(
-        learning_rate,
-        beta=beta,
-        eps=eps,
-        weight_decay=weight_decay,
-        adam_b1=b1,
-        adam_b2=b2,
-        adam_weight_decay=weight_decay,
-        muon_weight_dimension_numbers=lambda params: jax.tree.map(
-            lambda x: matrix(x) if x.ndim >= 2 else None, params
-        ),
-        consistent_rms=rms,
+    matrices = optax.chain(
+        scale_by_muon(beta=beta, rms=rms),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    others = optax.nadamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    return optax.partition(
+        {'matrix': matrices, 'other': others},
+        lambda params: jax.tree.map(lambda x: 'matrix' if x.ndim >= 2 else 'other', params),
     )
 
 
