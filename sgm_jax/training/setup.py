@@ -114,7 +114,12 @@ class Setup:
 
 
 def _disc_optimizer(config: ml_collections.ConfigDict) -> dict:
-    """The discriminator's is the other one, but for the keys that `config.disc_optimizer` has."""
-    own = plain(config.get('disc_optimizer', {}))
-    shared = {k: v for k, v in plain(config.optimizer).items() if k not in ('groups', 'lr_factor')}
-    return {**shared, **own}
+    """The discriminator's is the other one, but for the keys that `config.disc_optimizer` has.
+
+    An optimizer of another name does not know Muon's `beta` and `rms`.
+    """
+    own, main = plain(config.get('disc_optimizer', {})), plain(config.optimizer)
+    others = {'groups', 'lr_factor'}
+    if own.get('name', main['name']) != main['name']:
+        others |= {'beta', 'rms'}
+    return {**{k: v for k, v in main.items() if k not in others}, **own}
