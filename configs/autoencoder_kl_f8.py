@@ -85,7 +85,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
-    """About ten minutes on two cores: pixels first, then LPIPS too, and the discriminator at the end."""
+    """About eleven minutes on two cores: pixels first, then LPIPS too, and the discriminator at the end."""
     # Few groups, or norms lose flat colours and contrast; the lowest level is cheap, so it is wide.
     config.model.first_stage.ddconfig.update(
         attn_type='none',
@@ -99,7 +99,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.model.first_stage.embed_dim = 32
     config.model.init_gain = 1.7
     config.model.init_linear = True
-    # LPIPS doubles the time of a step, and from pixels alone most is learned.
+    # LPIPS doubles the time of a step, so it comes when pixels alone have taught most.
     config.model.loss.update(
         perceptual_weight=1.0,
         perceptual_start=1100,

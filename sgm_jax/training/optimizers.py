@@ -101,7 +101,7 @@ def muon(
     An update's entries have the root mean square `rms`, times the learning rate: 0.2 is about Adam's, so that
     one learning rate does for both. Source for `rms`: Liu et al. 2025 (arXiv:2502.16982), equation 4.
     With None its singular values are the learning rate, times sqrt(out / in) where a layer widens: small
-    matrices move as far, for their size, as large ones. Learning rates are then about ten times larger, which
+    matrices move as far, for their size, as large ones. Learning rates are then a few times larger, which
     biases and scales want a group of their own for.
     """
     matrices = optax.chain(
