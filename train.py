@@ -11,6 +11,8 @@ On several hosts, the same command runs on each: on a TPU slice, under SLURM and
 other; elsewhere, each is told --coordinator HOST:PORT --num_processes N --process_id I.
 """
 
+import sys
+
 from absl import flags
 
 from sgm_jax import cli
@@ -39,7 +41,7 @@ def main() -> int:
     choices = Choices(
         workdir=WORKDIR.value,
         resume=RESUME.value,
-        name=cli.config_name() or '',
+        name=cli.config_name(sys.argv) or '',
         postfix=POSTFIX.value,
         train=TRAIN.value,
         test=TEST.value,

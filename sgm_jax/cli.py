@@ -93,7 +93,7 @@ class _AboveTheBar(logging.Handler):
 def _parse(argv: list[str]) -> None:
     app.define_help_flags()
     flags.FLAGS.set_gnu_getopt(True)
-    name = _config_name(argv)
+    name = config_name(argv)
     config = load_config(name) if name else None
     try:
         rest = flags.FLAGS(argv)[1:]
@@ -105,12 +105,8 @@ def _parse(argv: list[str]) -> None:
         raise UserError(f'unexpected argument {rest[0]!r}; options begin with --, see --help')
 
 
-def config_name(argv: Sequence[str] | None = None) -> str | None:
-    """What --config names, by default of this process's command line."""
-    return _config_name(sys.argv if argv is None else argv)
-
-
-def _config_name(argv: Sequence[str]) -> str | None:
+def config_name(argv: Sequence[str]) -> str | None:
+    """What --config names in a command line."""
     for index, word in enumerate(argv):
         name, equals, value = word.lstrip('-').partition('=')
         if word.startswith('-') and name == 'config':

@@ -1,6 +1,5 @@
 """A loss told apart by noise level: sums and counts, which add up over batches."""
 
-import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,8 +47,3 @@ class Binned:
     def is_one(x: Any) -> bool:
         """Whether it is one of these; a leaf of a tree that holds some."""
         return isinstance(x, Binned)
-
-
-def bin_of(sigma: float, edges: Sequence[float] = SIGMA_EDGES) -> int:
-    """The index of a sigma's bin."""
-    return bisect.bisect_right(edges, sigma)
