@@ -173,8 +173,7 @@ class _Run:
         # Where the data are after `step` batches.
         self.position = self.data.get_state()
         try:
-            if self.setup.pictures.due(self.step, every=self.options.image_every, begin=self.begin):
-                self._draw()
+            self._draw_if_due()
             while self.step < self.options.steps and not stopped:
                 self._one_step()
                 stop, save = self.wishes.agreed(self.requests.stop, self._wants_save())
@@ -253,12 +252,12 @@ class _Run:
             self.logs.scalars(self.step, values)
             self.known = {**self.known, **values}
             self.window.restart_clock()
-        if self.painter and self.setup.pictures.due(
-            self.step, every=self.options.image_every, begin=self.begin
-        ):
-            self._draw()
+        self._draw_if_due()
 
-    def _draw(self) -> None:
+    def _draw_if_due(self) -> None:
+        every = self.options.image_every
+        if not self.setup.pictures.due(self.step, every=every, begin=self.begin):
+            return
         self.pulse.at(self.step, 'drawing pictures')
         for split, pictures in self.painter(self.state, self.frozen).items():
             self.logs.pictures(self.step, pictures, split=split)

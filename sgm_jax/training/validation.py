@@ -1,5 +1,6 @@
 """What a run is worth on held-out examples: the same ones with the same noise, every time."""
 
+import collections
 from typing import Any
 
 import jax
@@ -44,14 +45,11 @@ class Validation:
         """Figures by name."""
         trees = agreement.to_each_host((state.params, state.ema_params, frozen), self._mesh)
         params, ema_params, frozen = trees
-        found = {}
-        for name, tree in ((f'{prefix}_ema', ema_params), (prefix, params)):
-            figures = [
-                self._engine.validate(tree, frozen, batch, jax.random.fold_in(self._key, index))
-                for index, batch in enumerate(self._batches())
-            ]
-            found |= {
-                f'{name}/{key}': sum(one[key] for one in figures) / len(figures)
-                for key in figures[0]
-            }
-        return found
+        figures = collections.defaultdict(list)
+        # Examples are read once for both.
+        for index, batch in enumerate(self._batches()):
+            key = jax.random.fold_in(self._key, index)
+            for name, tree in ((f'{prefix}_ema', ema_params), (prefix, params)):
+                for figure, value in self._engine.validate(tree, frozen, batch, key).items():
+                    figures[f'{name}/{figure}'].append(value)
+        return {name: sum(values) / len(values) for name, values in figures.items()}
