@@ -14,7 +14,7 @@ import tempfile
 import time
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 
 from sgm_jax import cli
 from sgm_jax.config import load_config
@@ -64,9 +64,7 @@ def seconds(every: int) -> float:
     return end - times[EVERY]
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    cli.show_messages()
+def main() -> None:
     plain, logged = seconds(NEVER), seconds(EVERY)
     steps = STEPS.value - EVERY
     events = steps // EVERY
@@ -81,4 +79,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    cli.run(main)

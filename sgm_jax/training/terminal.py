@@ -1,6 +1,7 @@
 """What a person sees of a run: a bar on a terminal, plain lines elsewhere, or nothing."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -20,13 +21,15 @@ class Progress:
         self._steps, self._step = steps, begin
         self._enabled = enabled and LOG.isEnabledFor(logging.INFO)
         self._plain = self._enabled and not sys.stderr.isatty()
+        # Some terminals say that they have no columns; tqdm would show nothing there.
+        known = self._plain or not self._enabled or os.get_terminal_size(sys.stderr.fileno()).columns
         self._bar = tqdm(
             total=steps,
             initial=begin,
             desc='train',
             unit='step',
             disable=not self._enabled or self._plain,
-            dynamic_ncols=True,
+            **({'dynamic_ncols': True} if known else {'ncols': 80}),
         )
 
     def __enter__(self) -> 'Progress':
