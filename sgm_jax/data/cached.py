@@ -15,11 +15,6 @@ from sgm_jax.parallel import cache
 LOG = logging.getLogger(__name__)
 
 
-def folder() -> pathlib.Path:
-    """$SGM_JAX_CACHE, or sgm_jax below $XDG_CACHE_HOME or ~/.cache."""
-    return cache.base('SGM_JAX_CACHE')
-
-
 def load_json(kind: str, key: str) -> Any:
     """What `store_json` kept under the key; None if there is nothing."""
     with contextlib.suppress(OSError, ValueError):
@@ -49,7 +44,7 @@ def store_arrays(kind: str, key: str, **arrays: np.ndarray) -> None:
 
 def _place(kind: str, key: str, suffix: str) -> pathlib.Path:
     name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    return folder() / kind / f'{name}.{suffix}'
+    return cache.base() / kind / f'{name}.{suffix}'
 
 
 def _store(place: pathlib.Path, write) -> None:

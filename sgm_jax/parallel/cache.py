@@ -9,18 +9,18 @@ from collections.abc import Mapping
 
 LOG = logging.getLogger(__name__)
 # JAX reads this one itself; ours is the folder of all that the package keeps.
-OWN, OURS = 'JAX_COMPILATION_CACHE_DIR', 'SGM_CACHE'
+OWN, OURS = 'JAX_COMPILATION_CACHE_DIR', 'SGM_JAX_CACHE'
 
 
 def folder(variables: Mapping[str, str] = os.environ) -> pathlib.Path:
-    """Where: $SGM_CACHE/xla, or ~/.cache/sgm_jax/xla; below it one for each kind of processor."""
-    return base(OURS, variables) / 'xla' / _processor()
+    """Where: $SGM_JAX_CACHE/xla, or ~/.cache/sgm_jax/xla; below it one for each kind of processor."""
+    return base(variables) / 'xla' / _processor()
 
 
-def base(name: str, variables: Mapping[str, str] = os.environ) -> pathlib.Path:
-    """The folder that the variable `name` says, or sgm_jax below $XDG_CACHE_HOME or ~/.cache."""
-    if variables.get(name):
-        return pathlib.Path(variables[name]).expanduser()
+def base(variables: Mapping[str, str] = os.environ) -> pathlib.Path:
+    """The folder of all that is kept: $SGM_JAX_CACHE, or sgm_jax below $XDG_CACHE_HOME or ~/.cache."""
+    if variables.get(OURS):
+        return pathlib.Path(variables[OURS]).expanduser()
     home = variables.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     return pathlib.Path(home).expanduser() / 'sgm_jax'
 
