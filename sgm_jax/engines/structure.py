@@ -66,7 +66,8 @@ class Structure:
 
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         """Fresh (trainable, frozen) parameters; traceable."""
-        return self.split(self.build(Keys(key)))[1:]
+        keys = Keys(key, together=True)
+        return keys.drawn(self.split(self.build(keys))[1:])
 
     def constants(self) -> PyTree:
         """The frozen tree, where all there is in it are constants that the config states."""

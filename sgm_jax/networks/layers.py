@@ -17,6 +17,13 @@ from sgm_jax.networks import derivatives, placement
 Dtype = Any
 
 
+# torch.nn.Linear and Conv2d draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+torch_uniform = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+_BLOCK = 256  # keys folded at once
+_GROUP = 2**24  # numbers drawn at once, at most, but for a kernel that has more
+
+
 class Keys:
     """The keys that a network's initial values are drawn with, given out one after the other.
 
@@ -26,25 +33,64 @@ class Keys:
     Attributes:
       shapes_only: the module is built for its shapes, so matrices need not be drawn: tracing that is a third
         of building SDXL.
+      together: kernels are zeros until `drawn` fills them in. A draw takes a fifth of a second to compile on
+        a CPU, and those of one shape are one draw. The numbers are the same.
     """
 
-    def __init__(self, key: jax.Array | int = 0, *, shapes_only: bool = False):
+    def __init__(
+        self, key: jax.Array | int = 0, *, shapes_only: bool = False, together: bool = False
+    ):
         self._key = jax.random.key(key) if isinstance(key, int) else key
         self._count = 0
-        self.shapes_only = shapes_only
+        self._block = None
+        self._waiting = []
+        self.shapes_only, self.together = shapes_only, together
 
     def params(self) -> jax.Array:
-        """The next key."""
+        """The next key: the first, with the parameter's number folded in."""
+        if self.shapes_only:
+            return self._key
+        # Each fold is a loop, which takes time to compile.
+        place = self._count % _BLOCK
+        if place == 0:
+            numbers = jnp.arange(self._count + 1, self._count + 1 + _BLOCK)
+            self._block = jax.vmap(jax.random.fold_in, (None, 0))(self._key, numbers)
         self._count += 1
-        return jax.random.fold_in(self._key, self._count)
+        return self._block[place]
 
+    def kernel_init(self, key: jax.Array, shape: Sequence[int], dtype: Dtype) -> jax.Array:
+        """An initializer: `torch_uniform`, now or later."""
+        if not self.together:
+            return torch_uniform(key, shape, dtype)
+        kernel = jnp.zeros(shape, dtype)
+        self._waiting.append((kernel, key))
+        return kernel
 
-# torch.nn.Linear and Conv2d draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-torch_uniform = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+    def drawn(self, tree: Any) -> Any:
+        """The tree of a module that these keys built, with its kernels drawn.
+
+        Raises:
+          RuntimeError: a kernel is not there as it was given out.
+        """
+        groups: dict[tuple, list] = {}
+        for kernel, key in self._waiting:
+            groups.setdefault((kernel.shape, kernel.dtype), []).append((kernel, key))
+        values = {}
+        for (shape, dtype), members in groups.items():
+            size = max(1, _GROUP // math.prod(shape))
+            for begin in range(0, len(members), size):
+                part = members[begin : begin + size]
+                keys = jnp.stack([key for _, key in part])
+                kernels = jax.vmap(lambda key, s=shape, d=dtype: torch_uniform(key, s, d))(keys)
+                values |= {id(kernel): kernels[i] for i, (kernel, _) in enumerate(part)}
+        filled = jax.tree.map(lambda x: values.pop(id(x), x), tree)
+        if values:
+            raise RuntimeError(f'{len(values)} kernels were changed before they were drawn')
+        return filled
 
 
 def _kernel_init(zero: bool, rngs: Keys) -> Callable[..., jax.Array]:
-    return nnx.initializers.zeros_init() if zero or rngs.shapes_only else torch_uniform
+    return nnx.initializers.zeros_init() if zero or rngs.shapes_only else rngs.kernel_init
 
 
 def stack(build: Callable[[Any], nnx.Module], arguments: Sequence[Any], *, rngs: Keys) -> nnx.List:
