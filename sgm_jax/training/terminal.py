@@ -21,7 +21,7 @@ class Progress:
         self._steps, self._step = steps, begin
         self._enabled = enabled and LOG.isEnabledFor(logging.INFO)
         self._plain = self._enabled and not sys.stderr.isatty()
-        # Some terminals say that they have no columns; tqdm would show nothing there.
+        # Some terminals say that they have no columns and no rows; tqdm would show nothing there.
         known = self._plain or not self._enabled or os.get_terminal_size(sys.stderr.fileno()).columns
         self._bar = tqdm(
             total=steps,
@@ -29,7 +29,7 @@ class Progress:
             desc='train',
             unit='step',
             disable=not self._enabled or self._plain,
-            **({'dynamic_ncols': True} if known else {'ncols': 80}),
+            **({'dynamic_ncols': True} if known else {'ncols': 80, 'nrows': 24}),
         )
 
     def __enter__(self) -> 'Progress':
