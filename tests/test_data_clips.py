@@ -7,6 +7,7 @@ import pytest
 from video_files import numbers, write_damaged, write_numbered
 
 from sgm_jax.data import clips, files
+from sgm_jax.data.stores import open_videos
 from sgm_jax.errors import UserError
 
 SIZE = (32, 48)
@@ -15,8 +16,7 @@ SIZE = (32, 48)
 def test_demo_clips_are_the_three_undamaged_ones():
     paths = files.demo_clips()
     assert [p.stem for p in paths] == ['bigbuckbunny', 'bikes', 'carphone_pristine']
-    infos, skipped = clips.index_videos(paths)
-    assert not skipped
+    infos = [clips.read_info(path) for path in paths]
     # Known of these clips; carphone's pixels are 128/117 as wide as high.
     assert [(i.width, i.height) for i in infos] == [(1280, 720), (640, 272), (193, 144)]
     np.testing.assert_allclose([i.duration for i in infos], [5.28, 10.0, 4.004], atol=1e-3)
@@ -29,21 +29,26 @@ def test_demo_clips_without_the_package(monkeypatch):
         files.demo_clips()
 
 
-def test_list_videos_is_recursive_sorted_and_by_suffix(tmp_path):
+def _listed(path):
+    store = open_videos(str(path))
+    return [store.name(index) for index in range(len(store))]
+
+
+def test_videos_are_listed_recursively_sorted_and_by_suffix(tmp_path):
     (tmp_path / 'b').mkdir()
     for name in ('z.MP4', 'b/a.webm', 'a.mov', 'notes.txt', 'b/poster.jpg'):
         (tmp_path / name).write_bytes(b'x')
-    names = [p.relative_to(tmp_path).as_posix() for p in files.list_videos(tmp_path)]
+    names = [name.removeprefix(f'{tmp_path}/') for name in _listed(tmp_path)]
     assert names == ['a.mov', 'b/a.webm', 'z.MP4']
-    assert files.list_videos(f'{tmp_path}/*.mov') == [tmp_path / 'a.mov']
-    assert files.list_videos(tmp_path / 'notes.txt') == [tmp_path / 'notes.txt']
+    assert _listed(f'{tmp_path}/*.mov') == [f'{tmp_path}/a.mov']
+    assert _listed(tmp_path / 'notes.txt') == [f'{tmp_path}/notes.txt']
 
 
 @pytest.mark.parametrize(('place', 'message'), [('nowhere', 'no such'), ('empty', 'no videos')])
-def test_list_videos_names_what_is_missing(tmp_path, place, message):
+def test_what_is_missing_is_named(tmp_path, place, message):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match=message) as error:
-        files.list_videos(tmp_path / place)
+        _listed(tmp_path / place)
     assert place in str(error.value)
     assert '\n' not in str(error.value)
 

@@ -1,7 +1,9 @@
 """Small videos for the tests of the data room: written with PyAV, good ones and damaged ones."""
 
 import fractions
+import io
 import pathlib
+import tarfile
 
 import av
 import numpy as np
@@ -16,11 +18,12 @@ def write_numbered(
     keyframes: int = 10,
     faststart: bool = False,
     rotation: int = 0,
+    codec: str | None = None,
 ) -> pathlib.Path:
     """A video whose frame i is plain grey of level 10 + 8 i, shown at times_ms[i]; see `numbers`."""
     options = {'movflags': 'faststart'} if faststart else {}
     with av.open(str(path), 'w', options=options) as container:
-        stream = container.add_stream('libx264', rate=fps, options={'crf': '10'})
+        stream = container.add_stream(codec or 'libx264', rate=fps, options={'crf': '10'})
         stream.height, stream.width = size
         stream.pix_fmt = 'yuv420p'
         stream.gop_size = keyframes
@@ -89,3 +92,16 @@ def damage_packets(path: pathlib.Path, packets: range) -> None:
         begin, size = places[index]
         data[begin : begin + size] = rng.integers(0, 256, size, dtype=np.uint8).tobytes()
     path.write_bytes(data)
+
+
+def write_clip_tar(path: pathlib.Path, clips: dict[str, pathlib.Path], **told: str) -> pathlib.Path:
+    """A tar with a video for each key, each with members of the suffixes `told` ({} is the key)."""
+    with tarfile.open(path, 'w') as tar:
+        for key, clip in clips.items():
+            parts = {clip.suffix[1:]: clip.read_bytes()}
+            parts |= {suffix: text.replace('{}', key).encode() for suffix, text in told.items()}
+            for suffix, data in parts.items():
+                member = tarfile.TarInfo(f'part/{key}.{suffix}')
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path

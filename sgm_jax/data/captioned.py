@@ -2,7 +2,6 @@
 
 import io
 import logging
-import pathlib
 
 import numpy as np
 from PIL import Image
@@ -11,13 +10,12 @@ from sgm_jax.data.bucket_plan import assign, bucket_sizes
 from sgm_jax.data.damage import Damage, DamagedError
 from sgm_jax.data.picture_sizes import picture_sizes
 from sgm_jax.data.records import check_split
-from sgm_jax.data.stores import open_store
+from sgm_jax.data.stores import caption_of, check_text, open_store
 from sgm_jax.errors import UserError
 from sgm_jax.sampling.inputs import to_float
 from sgm_jax.sampling.media import decode_image
 
 LOG = logging.getLogger(__name__)
-TEXTS = ('sidecar', 'name', 'none')
 # Pictures tried for one record before the data are called broken.
 ATTEMPTS = 20
 
@@ -80,8 +78,7 @@ class CaptionedPictures:
         Raises:
           UserError: nothing usable at `path`, or options that make no sense.
         """
-        if text not in TEXTS:
-            raise UserError(f'data: text is {text!r}; choose one of: {", ".join(TEXTS)}')
+        check_text(text)
         check_split(split)
         if not 0 < held_out_fraction < 1:
             raise UserError(
@@ -178,7 +175,7 @@ class CaptionedPictures:
         if not data:
             raise DamagedError(name, 'the file is empty')
         if self.text != 'none':
-            told['txt'] = np.str_(self._caption(number))
+            told['txt'] = np.str_(caption_of(self.store, number, self.text))
         if self.classes:
             told['cls'] = np.int32(self._class(number))
         if self.score is not None:
@@ -187,15 +184,6 @@ class CaptionedPictures:
             return decode_image(io.BytesIO(data)), told
         except ValueError as error:
             raise DamagedError(name, f'not a readable picture ({error})') from error
-
-    def _caption(self, number: int) -> str:
-        if self.text == 'name':
-            stem = pathlib.PurePosixPath(self.store.name(number)).stem
-            return ' '.join(stem.replace('-', ' ').replace('_', ' ').split())
-        found = self.store.text(number)
-        if found is None:
-            raise DamagedError(self.store.name(number), 'it has no caption')
-        return found
 
     def _class(self, number: int) -> int:
         label, name = self.store.label(number), self.store.name(number)

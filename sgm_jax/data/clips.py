@@ -8,12 +8,14 @@ import contextlib
 import dataclasses
 import fractions
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent import futures
+from collections.abc import Iterator, Sequence
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+
+from sgm_jax.data.damage import DamagedError
+from sgm_jax.data.places import Part
 
 # A read that takes longer (a dead network mount) is an error, not a hang.
 TIMEOUT_SECONDS = 30.0
@@ -24,12 +26,8 @@ _BT709, _UNSPECIFIED = 1, 2  # colour matrices of ITU-T H.273
 _DECODING_ERRORS = (av.FFmpegError, OSError, ValueError, EOFError, IndexError)
 
 
-class UnreadableVideoError(ValueError):
+class UnreadableVideoError(DamagedError):
     """A video that cannot be used: names the file and the reason; a source skips and counts it."""
-
-    def __init__(self, path: str | pathlib.Path, reason: str):
-        super().__init__(f'{path}: {reason}')
-        self.path, self.reason = str(path), reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +35,8 @@ class VideoInfo:
     """What the container says of a video, after a check that its end is there.
 
     Attributes:
+      path: its name: the file, or the tar and the name in it.
+      part: where its bytes are, unless `path` is the whole of a file on this machine.
       width, height: pixels as displayed, after rotation and for square pixels.
       fps: average frames per second.
       duration: seconds, from the first frame to the end of the last.
@@ -49,36 +49,20 @@ class VideoInfo:
     fps: float
     duration: float
     start: int
+    part: Part | None = None
 
 
-def index_videos(
-    paths: Iterable[str | pathlib.Path], *, threads: int = 4
-) -> tuple[list[VideoInfo], dict[str, str]]:
-    """The usable videos in the order given, and the reasons of those skipped, by path."""
-    infos, skipped = [], {}
-    with futures.ThreadPoolExecutor(threads) as pool:
-        for found in pool.map(_info_or_error, paths):
-            if isinstance(found, UnreadableVideoError):
-                skipped[found.path] = found.reason
-            else:
-                infos.append(found)
-    return infos, skipped
-
-
-def _info_or_error(path: str | pathlib.Path) -> VideoInfo | UnreadableVideoError:
-    try:
-        return read_info(path)
-    except UnreadableVideoError as error:
-        return error
-
-
-def read_info(path: str | pathlib.Path) -> VideoInfo:
+def read_info(path: str | pathlib.Path, part: Part | None = None) -> VideoInfo:
     """Reads a video's metadata, decodes its first frame, and looks whether its last packets are there.
+
+    Args:
+      path: its name, and where it is if there is no `part`.
+      part: bytes of a file, anywhere.
 
     Raises:
       UnreadableVideoError: missing, empty, cut short, not a video, or without a video stream.
     """
-    with _opened(path) as (container, stream):
+    with _opened(path, part) as (container, stream):
         first = next(container.decode(stream), None)
         if first is None or first.is_corrupt:
             raise UnreadableVideoError(path, 'its first frame cannot be decoded')
@@ -106,6 +90,7 @@ def read_info(path: str | pathlib.Path) -> VideoInfo:
             fps=float(rate),
             duration=found,
             start=first.pts,
+            part=part,
         )
 
 
@@ -218,7 +203,7 @@ def _check_reaches(info: VideoInfo, last: float | None, wanted: float) -> None:
 
 def _frames_from(info: VideoInfo, begin: float) -> Iterator[tuple[float, av.VideoFrame]]:
     """Times and frames from at most `begin` on (earlier ones come too), in the order of display."""
-    with _opened(info.path) as (container, stream):
+    with _opened(info.path, info.part) as (container, stream):
         for target in (info.start + int(begin / stream.time_base), info.start):
             # Some containers seek past the target; then everything is decoded from the start.
             container.seek(target, stream=stream)
@@ -239,13 +224,18 @@ def _frames_from(info: VideoInfo, begin: float) -> Iterator[tuple[float, av.Vide
 
 @contextlib.contextmanager
 def _opened(
-    path: str | pathlib.Path,
+    path: str | pathlib.Path, part: Part | None
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its video stream; whatever PyAV raises inside becomes UnreadableVideoError."""
     try:
-        if pathlib.Path(path).stat().st_size == 0:
+        size = pathlib.Path(path).stat().st_size if part is None else part.size
+        if size == 0:
             raise UnreadableVideoError(path, 'the file is empty')
-        with av.open(str(path), timeout=TIMEOUT_SECONDS) as container:
+        # FFmpeg reads whole files on this machine by itself: nothing of Python is in between.
+        with (
+            contextlib.nullcontext(str(path)) if part is None else part.open() as file,
+            av.open(file, timeout=TIMEOUT_SECONDS) as container,
+        ):
             streams = [s for s in container.streams.video if not _is_cover(s)]
             if not streams:
                 raise UnreadableVideoError(path, 'no video stream in it')

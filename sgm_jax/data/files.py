@@ -1,5 +1,6 @@
 """Where videos and pictures are: folders, patterns, and those inside installed packages."""
 
+import dataclasses
 import glob
 import importlib.util
 import pathlib
@@ -7,8 +8,6 @@ from collections.abc import Callable
 
 from sgm_jax.errors import UserError
 
-SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
-PICTURE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 DEMO = 'demo'
 # The fourth clip of the package is carphone_pristine again, damaged on purpose.
 DEMO_CLIPS = ('bigbuckbunny.mp4', 'bikes.mp4', 'carphone_pristine.mp4')
@@ -79,36 +78,44 @@ def demo_pictures() -> list[pathlib.Path]:
     return found
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What files are looked for: their name in words, their suffixes, and those that come with packages."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    demo: Callable[[], list[pathlib.Path]]
+
+    def holds(self, path: str) -> bool:
+        """Whether a file's name is one of these."""
+        return path.lower().endswith(self.suffixes)
+
+
+PICTURE = Kind(
+    name='picture',
+    suffixes=('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff'),
+    demo=demo_pictures,
+)
+VIDEO = Kind(
+    name='video',
+    suffixes=('.mp4', '.mov', '.mkv', '.webm', '.avi', '.m4v', '.mpeg', '.mpg'),
+    demo=demo_clips,
+)
+
+
 def list_pictures(path: str | pathlib.Path) -> list[pathlib.Path]:
-    """The pictures at `path`, sorted, as `list_videos` has it."""
-    return _listed(path, 'picture', PICTURE_SUFFIXES, demo_pictures)
+    """The pictures at `path`, sorted: a file, a folder (with its subfolders), a pattern, or 'demo'.
 
-
-def list_videos(path: str | pathlib.Path) -> list[pathlib.Path]:
-    """The videos at `path`, sorted: a file, a folder (with its subfolders), a pattern, or 'demo'.
-
-    In folders and patterns a video is a regular file with one of `SUFFIXES`; a file named outright may
+    In folders and patterns a picture is a regular file with one of the suffixes; a file named outright may
     have any suffix.
 
     Raises:
-      UserError: nothing is there, or nothing that is a video.
+      UserError: nothing is there, or nothing that is a picture.
     """
-    return _listed(path, 'video', SUFFIXES, demo_clips)
-
-
-def _listed(
-    path: str | pathlib.Path,
-    kind: str,
-    suffixes: tuple[str, ...],
-    demo: Callable[[], list[pathlib.Path]],
-) -> list[pathlib.Path]:
     if not str(path):
-        raise UserError(
-            f'data.path is empty; give --config.data.path=FOLDER with your {kind}s, or {DEMO!r} for the '
-            f'demo {"clips" if kind == "video" else "pictures"}'
-        )
+        raise UserError(empty_path(PICTURE))
     if str(path) == DEMO:
-        return demo()
+        return demo_pictures()
     place = pathlib.Path(path).expanduser()
     if place.is_file():
         return [place]
@@ -118,12 +125,20 @@ def _listed(
         found = map(pathlib.Path, glob.glob(str(place), recursive=True))
     else:
         raise UserError(
-            f'{path}: no such file or folder; give a {kind}, a folder, a pattern or {DEMO!r}'
+            f'{path}: no such file or folder; give a picture, a folder, a pattern or {DEMO!r}'
         )
     # is_file leaves out pipes and devices, on which an open would wait for ever.
-    listed = sorted(p for p in found if p.suffix.lower() in suffixes and p.is_file())
+    listed = sorted(p for p in found if PICTURE.holds(p.name) and p.is_file())
     if not listed:
         raise UserError(
-            f'{path}: no {kind}s there; looked for files ending in {", ".join(suffixes)}'
+            f'{path}: no pictures there; looked for files ending in {", ".join(PICTURE.suffixes)}'
         )
     return listed
+
+
+def empty_path(kind: Kind) -> str:
+    """What to tell one who has given no path."""
+    return (
+        f'data.path is empty; give --config.data.path=FOLDER with your {kind.name}s, or {DEMO!r} for '
+        f'the demo {"clips" if kind is VIDEO else "pictures"}'
+    )

@@ -1,4 +1,4 @@
-"""Folders of pictures, with captions in picture.txt beside picture.jpg or in a table (metadata.jsonl)."""
+"""Folders of pictures or videos; captions in picture.txt beside picture.jpg, or in a table."""
 
 import functools
 import pathlib
@@ -23,32 +23,29 @@ class Folder:
         split: str = 'train',
         wants_text: bool = False,
         caption: str = '',
+        kind: files.Kind = files.PICTURE,
     ):
         del split
         self.root = path if places.is_remote(path) else str(pathlib.Path(path).expanduser())
         self.skipped: dict[str, str] = {}
         self.damaged: dict[str, str] = {}
-        pictures = [
-            entry
-            for entry in listed
-            if entry.path.lower().endswith(files.PICTURE_SUFFIXES) or len(listed) == 1
-        ]
-        if not pictures:
+        found = [entry for entry in listed if kind.holds(entry.path) or len(listed) == 1]
+        if not found:
             raise UserError(
-                f'{path}: no pictures there; looked for files ending in '
-                f'{", ".join(files.PICTURE_SUFFIXES)}'
+                f'{path}: no {kind.name}s there; looked for files ending in '
+                f'{", ".join(kind.suffixes)}'
             )
-        # Of all pictures: a missing caption must not number the classes anew.
-        self._pictures = [entry.path for entry in pictures]
+        # Of all of them: a missing caption must not number the classes anew.
+        self._found = [entry.path for entry in found]
         self._tables, self._sidecars = self._find(listed, caption) if wants_text else ({}, set())
         if wants_text:
-            pictures = [entry for entry in pictures if self._has_text(entry.path)]
-        self._entries = pictures
+            found = [entry for entry in found if self._has_text(entry.path)]
+        self._entries = found
 
     @functools.cached_property
     def labels(self) -> dict[str, int]:
         """The classes, numbered in their order."""
-        names = sorted({self._class(path) for path in self._pictures} - {None})
+        names = sorted({self._class(path) for path in self._found} - {None})
         return {name: index for index, name in enumerate(names)}
 
     def __len__(self) -> int:
@@ -60,6 +57,11 @@ class Folder:
     def stamp(self, index: int) -> str:
         entry = self._entries[index]
         return f'{entry.path}|{entry.size}|{entry.stamp}'
+
+    def part(self, index: int) -> places.Part:
+        entry = self._entries[index]
+        # A whole file on this machine needs no bounds, and opens faster without.
+        return places.Part(entry.path, 0, entry.size if places.is_remote(entry.path) else None)
 
     def picture(self, index: int) -> bytes:
         return _read(self._entries[index].path)

@@ -170,6 +170,7 @@ class VideoFrames:
         crop_scale: tuple[float, float] = (0.5, 1.0),
         flip: bool = False,
         cache: bool = False,
+        text: str = 'none',
         max_damaged: float = 0.01,
     ):
         self.clips = VideoClips(
@@ -184,6 +185,7 @@ class VideoFrames:
             crop_scale=crop_scale,
             flip=flip,
             cache=cache,
+            text=text,
             max_damaged=max_damaged,
         )
 
@@ -194,8 +196,10 @@ class VideoFrames:
         return int(index)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """`jpg`, float32 (h, w, 3) in [-1, 1]."""
-        return {'jpg': self.clips.record(index, rng)['jpg'][0]}
+        """`jpg`, float32 (h, w, 3) in [-1, 1]; `txt` where there is."""
+        record = self.clips.record(index, rng)
+        told = {'txt': record['txt']} if 'txt' in record else {}
+        return {'jpg': record['jpg'][0], **told}
 
     def describe(self) -> str:
         """As of the clips."""

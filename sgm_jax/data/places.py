@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import io
 import os
 import pathlib
 import stat
@@ -11,6 +12,10 @@ from sgm_jax.errors import UserError
 
 # Packages that fsspec wants for the commonest addresses.
 _PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}
+# What file systems call that which changes with a file.
+_STAMPS = ('etag', 'ETag', 'mtime', 'updated', 'LastModified', 'created')
+# What a `Part` that is read as a file fetches at once: far away a request costs more than its bytes.
+_BLOCK, _REMOTE_BLOCK = 2**17, 2**20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,6 +25,56 @@ class Entry:
     path: str
     size: int
     stamp: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of a file, such as a member of a tar; or, with no `size`, a whole file."""
+
+    path: str
+    offset: int = 0
+    size: int | None = None
+
+    def read(self) -> bytes:
+        """All of it, or less where the file ends before. Raises OSError."""
+        return read(self.path, self.offset, self.size)
+
+    def open(self) -> io.BufferedReader:
+        """A file of these bytes alone: seekable, and only what is read is fetched. It needs a `size`."""
+        block = _REMOTE_BLOCK if is_remote(self.path) else _BLOCK
+        return io.BufferedReader(_Window(self), block)
+
+
+class _Window(io.RawIOBase):
+    def __init__(self, part: Part):
+        self._part, self._at = part, 0
+
+    @property
+    def name(self) -> str:
+        return self._part.path
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._part.size}[whence]
+        if begin + offset < 0:
+            raise OSError(f'{self.name}: a seek to {begin + offset}')
+        self._at = begin + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        size = min(len(buffer), max(0, self._part.size - self._at))
+        data = read(self._part.path, self._part.offset + self._at, size) if size else b''
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def is_remote(path: str | pathlib.Path) -> bool:
@@ -45,7 +100,12 @@ def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
     """
     if is_remote(path):
         fs, place = _filesystem(path)
-        return fs.cat_file(place, start=offset, end=None if size is None else offset + size)
+        try:
+            return fs.cat_file(place, start=offset, end=None if size is None else offset + size)
+        except OSError:
+            raise
+        except Exception as error:  # each file system has its own
+            raise OSError(f'{path}: {error}') from error
     with open(path, 'rb', buffering=0) as file:
         if size is None:
             size = max(0, os.fstat(file.fileno()).st_size - offset)
@@ -98,7 +158,7 @@ def _remote(path: str) -> Iterator[Entry]:
         raise UserError(f'{path}: no files there')
     for name, info in listed.items():
         if info['type'] == 'file':
-            stamp = info.get('etag') or info.get('mtime') or info.get('updated') or ''
+            stamp = next((info[key] for key in _STAMPS if info.get(key)), '')
             yield Entry(f'{scheme}://{name.lstrip("/")}', info['size'], str(stamp))
 
 

@@ -1,8 +1,10 @@
-"""Where captioned pictures are kept: folders, tars, ArrayRecord files, Hugging Face datasets on disk.
+"""Where captioned pictures and videos are kept: folders, tars, ArrayRecord files, Hugging Face datasets.
 
 A store lists its examples once, and reads any of them by number, from any number of threads.
 """
 
+import logging
+import pathlib
 import posixpath
 from typing import Protocol
 
@@ -10,9 +12,15 @@ from sgm_jax.config import lookup
 from sgm_jax.data import files, places
 from sgm_jax.data.array_records import ArrayRecords
 from sgm_jax.data.arrow import ArrowTable
+from sgm_jax.data.damage import DamagedError
 from sgm_jax.data.folders import Folder
 from sgm_jax.data.tars import Tars
 from sgm_jax.errors import UserError
+
+LOG = logging.getLogger(__name__)
+
+# Where captions are: with the example, in its file's name, or nowhere.
+TEXTS = ('sidecar', 'name', 'none')
 
 
 class Store(Protocol):
@@ -41,6 +49,9 @@ class Store(Protocol):
     def picture(self, index: int) -> bytes:
         """The encoded picture. Raises DamagedError."""
 
+    def part(self, index: int) -> places.Part:
+        """Where the encoded picture or video is; folders and tars know."""
+
     def text(self, index: int) -> str | None:
         """The caption, if there is one. Raises DamagedError."""
 
@@ -63,20 +74,56 @@ def open_store(
     Raises:
       UserError: nothing usable at `path`.
     """
-    if not str(path):
-        raise UserError(
-            'data.path is empty; give --config.data.path=FOLDER with your pictures, or '
-            f'{files.DEMO!r} for the demo pictures'
-        )
-    if str(path) == files.DEMO:
-        listed = [places.Entry(str(p), p.stat().st_size, '') for p in files.demo_pictures()]
-        format = 'folder'
-    else:
-        listed = places.entries(path)
+    listed, demo = _listed(path, files.PICTURE)
     if format == 'auto':
-        format = recognise(listed)
+        format = 'folder' if demo else recognise(listed)
     make = lookup(FORMATS, format, 'data.format')
     return make(path, listed, split=split, wants_text=wants_text, caption=caption)
+
+
+def open_videos(path: str, *, wants_text: bool = False) -> Folder | Tars:
+    """The store of the videos at `path`: those in a folder, or where there are none, in tars.
+
+    Args:
+      path: a video or a tar, a folder, a pattern, an address, or 'demo'.
+      wants_text: those that are seen to have no caption are left out.
+
+    Raises:
+      UserError: nothing usable at `path`.
+    """
+    listed, demo = _listed(path, files.VIDEO)
+    tars = not demo and recognise(listed) == 'tars'
+    if tars and any(files.VIDEO.holds(entry.path) for entry in listed):
+        LOG.warning('%s: there are videos and tars; the tars are left out (PATTERN*.tar)', path)
+        tars = False
+    return (Tars if tars else Folder)(path, listed, wants_text=wants_text, kind=files.VIDEO)
+
+
+def caption_of(store: Store, index: int, text: str) -> str:
+    """The caption that `text` means, one of `TEXTS` but 'none'. Raises DamagedError."""
+    name = store.name(index)
+    if text == 'name':
+        stem = pathlib.PurePosixPath(name).stem
+        return ' '.join(stem.replace('-', ' ').replace('_', ' ').split())
+    found = store.text(index)
+    if found is None:
+        raise DamagedError(name, 'it has no caption')
+    return found
+
+
+def check_text(text: str) -> None:
+    """Raises a UserError unless it is one of `TEXTS`."""
+    if text not in TEXTS:
+        raise UserError(f'data: text is {text!r}; choose one of: {", ".join(TEXTS)}')
+
+
+def _listed(path: str, kind: files.Kind) -> tuple[list[places.Entry], bool]:
+    """The files, and whether they are those of the demo."""
+    if not str(path):
+        raise UserError(files.empty_path(kind))
+    if str(path) == files.DEMO:
+        return [places.Entry(str(p), p.stat().st_size, '') for p in kind.demo()], True
+    return places.entries(path), False
 
 
 def recognise(listed: list[places.Entry]) -> str:

@@ -4,7 +4,6 @@ Each tar is walked through once; where its members are is kept in the cache fold
 and time. Source of the layout: github.com/webdataset/webdataset, "The WebDataset Format".
 """
 
-import dataclasses
 import json
 import posixpath
 import tarfile
@@ -13,36 +12,14 @@ from concurrent import futures
 
 import fsspec
 
-from sgm_jax.data import cached, places
+from sgm_jax.data import cached, files, places
 from sgm_jax.data.damage import DamagedError
 from sgm_jax.data.tables import CAPTIONS
 from sgm_jax.errors import UserError
 
-PICTURES = ('jpg', 'jpeg', 'png', 'webp', 'bmp', 'tif', 'tiff')
-VIDEOS = ('mp4', 'mov', 'mkv', 'webm', 'avi')
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Member:
-    """Bytes inside a tar."""
-
-    tar: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """All of it. Raises DamagedError."""
-        try:
-            data = places.read(self.tar, self.offset, self.size)
-        except OSError as error:
-            raise DamagedError(self.tar, f'cannot be read ({error.strerror or error})') from error
-        if len(data) < self.size:
-            raise DamagedError(self.tar, f'ends at {self.offset + len(data)}, inside a member')
-        return data
-
 
 class Tars:
-    """A store: examples are the groups of members that have a picture; classes are in .cls or .json."""
+    """A store: examples are the groups of members with a picture (or video); classes are in .cls or .json."""
 
     own_split = False
     labels = None
@@ -55,11 +32,13 @@ class Tars:
         split: str = 'train',
         wants_text: bool = False,
         caption: str = '',
+        kind: files.Kind = files.PICTURE,
     ):
         tars = [entry for entry in listed if '.tar' in entry.path or entry.path.endswith('.tgz')]
         if not tars:
             raise UserError(f'{path}: no tars there; looked for files ending in .tar')
         self.path, self.caption = path, caption
+        self._suffixes = [suffix.removeprefix('.') for suffix in kind.suffixes]
         self.skipped: dict[str, str] = {}
         self.damaged: dict[str, str] = {}
         self._names, self._stamps, self._parts = [], [], []
@@ -68,15 +47,15 @@ class Tars:
                 self.damaged[entry.path] = reason
             for key, parts in groups.items():
                 name = f'{entry.path}/{key}'
-                if not any(kind in parts for kind in PICTURES):
-                    self.skipped[name] = f'no picture in it, only .{", .".join(parts)}'
+                if not any(suffix in parts for suffix in self._suffixes):
+                    self.skipped[name] = f'no {kind.name} in it, only .{", .".join(parts)}'
                 elif wants_text and 'txt' not in parts and 'json' not in parts:
                     self.skipped[name] = 'it has no caption (.txt or .json)'
                 else:
                     self._names.append(name)
                     self._stamps.append(f'{name}|{entry.size}|{entry.stamp}')
                     self._parts.append(
-                        {kind: Member(entry.path, *place) for kind, place in parts.items()}
+                        {s: places.Part(entry.path, *place) for s, place in parts.items()}
                     )
 
     def __len__(self) -> int:
@@ -88,9 +67,12 @@ class Tars:
     def stamp(self, index: int) -> str:
         return self._stamps[index]
 
-    def picture(self, index: int) -> bytes:
+    def part(self, index: int) -> places.Part:
         parts = self._parts[index]
-        return parts[next(kind for kind in PICTURES if kind in parts)].read()
+        return parts[next(suffix for suffix in self._suffixes if suffix in parts)]
+
+    def picture(self, index: int) -> bytes:
+        return _read(self.part(index))
 
     def text(self, index: int) -> str | None:
         parts = self._parts[index]
@@ -123,9 +105,19 @@ class Tars:
 
     def _decoded(self, index: int, kind: str) -> str:
         try:
-            return self._parts[index][kind].read().decode('utf-8-sig')
+            return _read(self._parts[index][kind]).decode('utf-8-sig')
         except UnicodeDecodeError as error:
             raise DamagedError(self.name(index), f'its .{kind} is not UTF-8 text') from error
+
+
+def _read(part: places.Part) -> bytes:
+    try:
+        data = part.read()
+    except OSError as error:
+        raise DamagedError(part.path, f'cannot be read ({error.strerror or error})') from error
+    if len(data) < part.size:
+        raise DamagedError(part.path, f'ends at {part.offset + len(data)}, inside a member')
+    return data
 
 
 Groups = dict[str, dict[str, tuple[int, int]]]

@@ -7,10 +7,12 @@ import threading
 
 import numpy as np
 
-from sgm_jax.data import clips, files
-from sgm_jax.data.damage import Damage
+from sgm_jax.data import clips
+from sgm_jax.data.damage import Damage, DamagedError
 from sgm_jax.data.framing import Framing
 from sgm_jax.data.records import rate_range, video_record
+from sgm_jax.data.stores import caption_of, check_text, open_videos
+from sgm_jax.data.video_index import video_infos
 from sgm_jax.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -39,12 +41,14 @@ class VideoClips:
         flip: bool = False,
         cache: bool = False,
         cache_bytes: int = 2**30,
+        text: str = 'none',
         max_damaged: float = 0.01,
     ):
         """Lists and checks the videos; those that cannot be used are logged and counted in `skipped`.
 
         Args:
-          path: a video, a folder, a pattern, or 'demo'.
+          path: a video or a WebDataset tar, a folder or a pattern of them, an address (gs://, s3://), or
+            'demo'.
           num_frames: of a window.
           height: of a record, pixels.
           width: of a record, pixels.
@@ -60,6 +64,8 @@ class VideoClips:
           cache: keep the decoded files in memory, at the size the crops need, in the order of the list
             while they fit into `cache_bytes`. Records are the same with and without.
           cache_bytes: the most that is kept.
+          text: where a clip's caption is: 'sidecar' (clip.txt beside clip.mp4, or a table, as of pictures; a
+            tar's .txt or .json), 'name' (the file's name), or 'none' (no `txt`).
           max_damaged: the share of damaged videos that ends the run; see `sgm_jax.data.damage`.
 
         Raises:
@@ -83,18 +89,25 @@ class VideoClips:
         self.framing = Framing(
             size=(height, width), scale=crop_scale if self.drawn else (1.0, 1.0), flip=flip
         )
-        videos = files.list_videos(path)
-        self.infos, self.skipped = clips.index_videos(videos)
-        self.damage = Damage(len(videos), limit=max_damaged, what='video')
-        self.damage.update(self.skipped)
-        self._drop_short()
+        check_text(text)
+        self.text = text
+        self.store = open_videos(path, wants_text=text == 'sidecar')
+        found, wrong = video_infos(self.store, path)
+        self.damage = Damage(
+            len(self.store) + len(self.store.damaged), limit=max_damaged, what='video'
+        )
+        self.damage.update(self.store.damaged | {e.name: e.reason for e in wrong.values()})
+        self.skipped = {**self.store.skipped, **self.damage.names}
+        for name, reason in self.store.skipped.items():
+            LOG.warning('skipping a video: %s: %s', name, reason)
+        self._keep_long(found)
         self.failures = collections.Counter()
         self._lock = threading.Lock()
         if not self.infos:
             name, reason = next(iter(self.skipped.items()))
             raise UserError(
-                f'data: none of the {len(videos)} videos at {path} can be used for {split}; the first: '
-                f'{name}: {reason}'
+                f'data: none of the {len(self.skipped)} videos at {path} can be used for {split}; the '
+                f'first: {name}: {reason}'
             )
         self._cache = _DecodedFiles(self, cache_bytes if cache else 0)
 
@@ -116,11 +129,12 @@ class VideoClips:
             info = self.infos[file]
             times, rate = self._draw_times(info, part, rng)
             try:
+                told = self._told(file)
                 frames = self._cache.frames(file, times)
-            except clips.UnreadableVideoError as error:
+            except DamagedError as error:
                 self._count(error)
                 continue
-            return video_record(self.framing(frames, rng), rate)
+            return {**video_record(self.framing(frames, rng), rate), **told}
         raise UserError(
             f'data: {ATTEMPTS} windows in a row could not be read, the last from {info.path}; '
             'remove the damaged files (the log names them)'
@@ -170,12 +184,14 @@ class VideoClips:
             lowest = max(lowest, needed)
         return lowest, min(highest, round(info.fps))
 
-    def _drop_short(self) -> None:
-        usable = []
-        for info in self.infos:
+    def _keep_long(self, found: dict[int, clips.VideoInfo]) -> None:
+        """Sets `infos` to those that can hold a window, and `numbers` to theirs in the store."""
+        self.infos, self.numbers = [], []
+        for number, info in found.items():
             lowest, highest = self._rates(info)
             if lowest <= highest:
-                usable.append(info)
+                self.infos.append(info)
+                self.numbers.append(number)
                 continue
             reason = (
                 f'too short or too slow: {self.seconds(info):.2f} s for {self.split} at {info.fps:.3g} '
@@ -184,7 +200,6 @@ class VideoClips:
             )
             self.skipped[info.path] = reason
             LOG.warning('skipping a video: %s: %s', info.path, reason)
-        self.infos = usable
 
     def _draw_times(
         self, info: clips.VideoInfo, part: int, rng: np.random.Generator | None
@@ -197,10 +212,15 @@ class VideoClips:
         offset = free * (part + within) / self.windows_per_video if self.spread else 0.0
         return begin + offset + np.arange(self.num_frames) / rate, rate
 
-    def _count(self, error: clips.UnreadableVideoError) -> None:
+    def _told(self, file: int) -> dict[str, np.ndarray]:
+        if self.text == 'none':
+            return {}
+        return {'txt': np.str_(caption_of(self.store, self.numbers[file], self.text))}
+
+    def _count(self, error: DamagedError) -> None:
         with self._lock:
-            self.failures[error.path] += 1
-        self.damage.add(error.path, error.reason)
+            self.failures[error.name] += 1
+        self.damage.add(error.name, error.reason)
 
 
 class _DecodedFiles:
