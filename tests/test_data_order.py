@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from picture_files import write_array_record, write_folder, write_tar
+from video_files import gliding, write_clip_tar, write_frames
 
 from sgm_jax.data import pipeline
 
@@ -18,6 +19,18 @@ def nodes(tmp_path_factory):
     write_tar(root / 'tars' / 'a.tar', range(10))
     write_tar(root / 'tars' / 'b.tar', range(10, 24))
     write_array_record(root / 'records' / 'a.array_record', range(24))
+    (root / 'clips').mkdir()
+    (root / 'clip_tars').mkdir()
+    made = {}
+    for number, frames in enumerate((12, 24, 16, 30)):
+        # Of two shapes; the last is still, the first has a cut.
+        size, speed = ((16, 24), (24, 24))[number % 2], 1 if number < 3 else 0
+        shots = gliding(number, frames, speed, size)
+        shots += [] if number else gliding(9, 6, 1, size)
+        made[str(number)] = write_frames(root / 'clips' / f'{number}.mp4', shots)
+    write_clip_tar(root / 'clip_tars' / 'a.tar', made, txt='clip {}')
+    clips = dict(name='video_clips', num_frames=3, height=8, width=8, windows_per_video=6)
+    clips |= dict(frame_rates=(5, 10), flip=True)
     node = lambda name, **options: {**PICTURES, 'path': str(root / name), **options}
     return {
         'folder': node('folder', repeat=2),
@@ -32,10 +45,14 @@ def nodes(tmp_path_factory):
         'pictures': {'name': 'pictures', 'path': str(root / 'folder'), 'height': 8, 'width': 6},
         'digits': {'name': 'labelled', 'flip': True},
         'shapes': {'name': 'synthetic_video', 'num_frames': 2, 'height': 8, 'width': 8},
+        'clips': {**clips, 'path': str(root / 'clips'), 'cache': True},
+        'clip_tars': {**clips, 'path': str(root / 'clip_tars'), 'text': 'sidecar'},
+        'moving_clips': {**clips, 'path': str(root / 'clips'), 'cuts': 'skip', 'min_motion': 0.005},
     }
 
 
-NAMES = ('folder', 'tars', 'array_record', 'buckets', 'mixture', 'pictures', 'digits', 'shapes')
+PICTURE_NAMES = ('folder', 'tars', 'array_record', 'buckets', 'mixture', 'pictures')
+NAMES = (*PICTURE_NAMES, 'digits', 'shapes', 'clips', 'clip_tars', 'moving_clips')
 
 
 def take(source, count, state=None, **options):
@@ -70,6 +87,12 @@ def test_workers_hosts_and_resumes_change_nothing(nodes, name):
         # A source made anew, as after a restart.
         fresh = pipeline.make_source(nodes[name])
         assert_same(alone[step : step + 2], take(fresh, min(2, 9 - step), state)[0])
+
+
+def test_windows_that_are_filtered_are_in_that_order(nodes):
+    source = pipeline.make_source(nodes['moving_clips'])
+    take(source, 9, num_threads=0)
+    assert source.filters.counts.keys() == {'min_motion', 'cuts'}
 
 
 def test_an_epoch_of_tars_has_every_example_once(nodes):

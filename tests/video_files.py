@@ -7,6 +7,7 @@ import tarfile
 
 import av
 import numpy as np
+from PIL import Image
 
 
 def write_numbered(
@@ -44,6 +45,29 @@ def write_numbered(
 def numbers(frames: np.ndarray) -> list[int]:
     """The indices of frames (t, h, w, 3) of `write_numbered`, from their grey levels."""
     return [round((float(frame.mean()) - 10) / 8) for frame in frames]
+
+
+def gliding(
+    seed: int, count: int, speed: int, size: tuple[int, int] = (48, 64)
+) -> list[np.ndarray]:
+    """Frames of a window that glides over a wall of soft noise, by `speed` pixels each."""
+    noise = np.random.default_rng(seed).integers(0, 255, (6, 40, 3), np.uint8)
+    image = Image.fromarray(noise).resize((5 * size[1], size[0]), Image.Resampling.BICUBIC)
+    wall = np.asarray(image)
+    return [wall[:, speed * i : speed * i + size[1]] for i in range(count)]
+
+
+def write_frames(path: pathlib.Path, frames: list[np.ndarray]) -> pathlib.Path:
+    """A video of these, at 10 per second."""
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('libx264', rate=10, options={'crf': '5'})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = 'yuv420p'
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format='rgb24')
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
 
 
 def write_sound(path: pathlib.Path) -> pathlib.Path:

@@ -32,13 +32,9 @@ def mean_flow(frames: np.ndarray) -> float:
     """
     if len(frames) < 2:
         return 0.0
-    # The pipeline's threads are enough.
-    cv2.setNumThreads(1)
-    width = max(FLOW_HEIGHT // 2, round(FLOW_HEIGHT * frames.shape[2] / frames.shape[1]))
+    width, flow = flow_width(frames), estimator()
     starts = np.unique(np.linspace(0, len(frames) - 2, MAX_PAIRS).round().astype(int))
     gray = {i: _small_gray(frames[i], width) for start in starts for i in (start, start + 1)}
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-    flow.setFinestScale(1)
     # Across and down are scaled apart by the resize to whole pixels; both are in heights of the frame.
     unit = np.array([width * frames.shape[1] / frames.shape[2], FLOW_HEIGHT], np.float32)
     lengths = [
@@ -47,10 +43,28 @@ def mean_flow(frames: np.ndarray) -> float:
     return float(np.mean(lengths))
 
 
-def motion_bucket_id(frames: np.ndarray) -> float:
-    """The bucket, a whole number in 0..255, of uint8 frames (t, h, w, 3)."""
-    motion = mean_flow(frames)
+def bucket_of(motion: float) -> float:
+    """The bucket, a whole number in 0..255, of a mean flow."""
     return float(round(255 * motion / (motion + HALF)))
+
+
+def motion_bucket_id(frames: np.ndarray) -> float:
+    """The bucket of uint8 frames (t, h, w, 3)."""
+    return bucket_of(mean_flow(frames))
+
+
+def flow_width(frames: np.ndarray) -> int:
+    """The width to which frames (t, h, w, 3) are scaled, with `FLOW_HEIGHT`, for their flow."""
+    return max(FLOW_HEIGHT // 2, round(FLOW_HEIGHT * frames.shape[2] / frames.shape[1]))
+
+
+def estimator() -> cv2.DISOpticalFlow:
+    """What finds the flow between two grey pictures of that size."""
+    # The pipeline's threads are enough.
+    cv2.setNumThreads(1)
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    flow.setFinestScale(1)
+    return flow
 
 
 def _small_gray(frame: np.ndarray, width: int) -> np.ndarray:

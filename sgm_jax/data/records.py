@@ -2,23 +2,26 @@
 
 import numpy as np
 
-from sgm_jax.data.motion import motion_bucket_id
+from sgm_jax.data.motion import bucket_of, motion_bucket_id
 from sgm_jax.errors import UserError
 from sgm_jax.sampling.inputs import to_float
 
 
-def video_record(frames: np.ndarray, rate: float) -> dict[str, np.ndarray]:
-    """The record of uint8 frames (t, h, w, 3) at `rate` frames per second.
+def video_record(
+    frames: np.ndarray, rate: float, flow: float | None = None
+) -> dict[str, np.ndarray]:
+    """The record of uint8 frames (t, h, w, 3) at `rate` frames per second, with their mean `flow` if known.
 
     Returns:
       `jpg` float32 (t, h, w, 3) in [-1, 1]; `fps_id` float32 (), the rate minus one, as SVD was conditioned
       (sgm: scripts/sampling/simple_video_sample.py); `motion_bucket_id` float32 () in 0..255
       (`sgm_jax.data.motion`).
     """
+    bucket = motion_bucket_id(frames) if flow is None else bucket_of(flow)
     return {
         'jpg': to_float(frames),
         'fps_id': np.float32(rate - 1),
-        'motion_bucket_id': np.float32(motion_bucket_id(frames)),
+        'motion_bucket_id': np.float32(bucket),
     }
 
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from sgm_jax.data import clips
 from sgm_jax.data.damage import Damage, DamagedError
+from sgm_jax.data.filters import Filters
 from sgm_jax.data.framing import Framing
+from sgm_jax.data.motion import mean_flow
 from sgm_jax.data.records import rate_range, video_record
 from sgm_jax.data.stores import caption_of, check_text, open_videos
 from sgm_jax.data.video_index import video_infos
@@ -42,6 +44,8 @@ class VideoClips:
         cache: bool = False,
         cache_bytes: int = 2**30,
         text: str = 'none',
+        min_motion: float = 0.0,
+        cuts: str = 'keep',
         max_damaged: float = 0.01,
     ):
         """Lists and checks the videos; those that cannot be used are logged and counted in `skipped`.
@@ -66,6 +70,8 @@ class VideoClips:
           cache_bytes: the most that is kept.
           text: where a clip's caption is: 'sidecar' (clip.txt beside clip.mp4, or a table, as of pictures; a
             tar's .txt or .json), 'name' (the file's name), or 'none' (no `txt`).
+          min_motion: windows are not used whose mean optical flow is less, in frame heights per frame.
+          cuts: 'skip' for no windows over a hard cut, or 'keep'.
           max_damaged: the share of damaged videos that ends the run; see `sgm_jax.data.damage`.
 
         Raises:
@@ -91,6 +97,7 @@ class VideoClips:
         )
         check_text(text)
         self.text = text
+        self.filters = Filters(min_motion=min_motion, cuts=cuts, num_frames=num_frames)
         self.store = open_videos(path, wants_text=text == 'sidecar')
         found, wrong = video_infos(self.store, path)
         self.damage = Damage(
@@ -118,12 +125,13 @@ class VideoClips:
         return int(index)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """The window of this index; should its file prove damaged there, that of the next usable index.
+        """The window of this index; or, should it be damaged or filtered, that of the next usable index.
 
         Raises:
-          UserError: `ATTEMPTS` windows in a row could not be read.
+          UserError: `ATTEMPTS` windows in a row could not be used.
         """
         rng = rng if self.drawn else None
+        broken = []
         for attempt in range(ATTEMPTS):
             part, file = divmod((index + attempt) % len(self), len(self.infos))
             info = self.infos[file]
@@ -133,8 +141,16 @@ class VideoClips:
                 frames = self._cache.frames(file, times)
             except DamagedError as error:
                 self._count(error)
+                broken.append('')
                 continue
-            return {**video_record(self.framing(frames, rng), rate), **told}
+            frames = self.framing(frames, rng)
+            flow = mean_flow(frames)
+            if rule := self.filters.refuses(frames, flow):
+                broken.append(rule)
+                continue
+            return {**video_record(frames, rate, flow), **told}
+        if any(broken):
+            raise self.filters.too_many(broken, info.path)
         raise UserError(
             f'data: {ATTEMPTS} windows in a row could not be read, the last from {info.path}; '
             'remove the damaged files (the log names them)'
@@ -169,7 +185,7 @@ class VideoClips:
         if self.skipped:
             name, reason = next(iter(self.skipped.items()))
             lines.append(f'  {len(self.skipped)} files skipped; the first: {name}: {reason}')
-        return '\n'.join(lines)
+        return '\n'.join([*lines, *self.filters.lines()])
 
     def _room(self, info: clips.VideoInfo) -> float:
         """Seconds between the first and the last frame of the span."""
