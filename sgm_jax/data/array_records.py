@@ -28,6 +28,7 @@ class ArrayRecords:
         *,
         split: str = 'train',
         wants_text: bool = False,
+        keep_all: bool = False,
         caption: str = '',
     ):
         if places.is_remote(path):
@@ -37,7 +38,8 @@ class ArrayRecords:
             raise UserError(
                 f'{path}: no ArrayRecord files; prepare the dataset with file_format="array_record"'
             )
-        self.path, self.caption, self.wants_text = path, caption, wants_text
+        self.path, self.caption = path, caption
+        self.needs_text = wants_text and not keep_all
         self.skipped: dict[str, str] = {}
         self.damaged: dict[str, str] = {}
         chosen, self.own_split = _of_split(found, split)
@@ -68,7 +70,7 @@ class ArrayRecords:
 
     def text(self, index: int) -> str | None:
         wanted = (self.caption,) if self.caption else CAPTIONS
-        found = self._first(index, wanted, 'caption' if self.wants_text else None)
+        found = self._first(index, wanted, 'caption' if self.needs_text else None)
         try:
             return None if found is None else found.decode('utf-8').strip()
         except UnicodeDecodeError as error:
@@ -96,8 +98,9 @@ class ArrayRecords:
 def _of_split(found: Sequence[places.Entry], split: str) -> tuple[list[places.Entry], bool]:
     by_split: dict[str, list[places.Entry]] = {}
     for entry in found:
-        match = _SPLIT.search(pathlib.PurePath(entry.path).name)
-        by_split.setdefault(match.group(1) if match else '', []).append(entry)
+        # The last: TFDS puts the dataset's name before, which may have such a word in it too.
+        words = _SPLIT.findall(pathlib.PurePath(entry.path).name)
+        by_split.setdefault(words[-1] if words else '', []).append(entry)
     held_out = next((by_split[name] for name in HELD_OUT if name in by_split), None)
     train = by_split.get('train')
     if train is None or held_out is None:

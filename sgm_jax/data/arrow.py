@@ -28,6 +28,7 @@ class ArrowTable:
         *,
         split: str = 'train',
         wants_text: bool = False,
+        keep_all: bool = False,
         caption: str = '',
     ):
         if places.is_remote(path):
@@ -58,7 +59,9 @@ class ArrowTable:
         columns = self._parts[0].column_names
         self._picture = choose(columns, PICTURES, str(folder), 'pictures')
         wanted = (caption,) if caption else CAPTIONS
-        self._text = choose(columns, wanted, str(folder), 'captions') if wants_text else None
+        self._text, self._needs_text = None, wants_text and not keep_all
+        if wants_text and (caption or self._needs_text or not set(wanted).isdisjoint(columns)):
+            self._text = choose(columns, wanted, str(folder), 'captions')
         self._label = next((name for name in LABELS if name in columns), None)
 
     def __len__(self) -> int:
@@ -91,6 +94,8 @@ class ArrowTable:
             return None
         value = self._value(index, self._text)
         value = value[0] if isinstance(value, list) and value else value
+        if value is None and not self._needs_text:
+            return None
         if not isinstance(value, str):
             raise DamagedError(self.name(index), f'no caption in {self._text!r}')
         return value.strip()

@@ -22,6 +22,7 @@ class Folder:
         *,
         split: str = 'train',
         wants_text: bool = False,
+        keep_all: bool = False,
         caption: str = '',
         kind: files.Kind = files.PICTURE,
     ):
@@ -38,7 +39,7 @@ class Folder:
         # Of all of them: a missing caption must not number the classes anew.
         self._found = [entry.path for entry in found]
         self._tables, self._sidecars = self._find(listed, caption) if wants_text else ({}, set())
-        if wants_text:
+        if wants_text and not keep_all:
             found = [entry for entry in found if self._has_text(entry.path)]
         self._entries = found
 

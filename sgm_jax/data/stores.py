@@ -60,7 +60,13 @@ class Store(Protocol):
 
 
 def open_store(
-    path: str, *, split: str, format: str = 'auto', wants_text: bool = False, caption: str = ''
+    path: str,
+    *,
+    split: str,
+    format: str = 'auto',
+    wants_text: bool = False,
+    keep_all: bool = False,
+    caption: str = '',
 ) -> Store:
     """The store at `path`.
 
@@ -68,7 +74,8 @@ def open_store(
       path: a folder, a file, a pattern, an address, or 'demo'.
       split: 'train' or 'held_out', for stores that have splits.
       format: of `FORMATS`, or 'auto', which looks.
-      wants_text: examples that are seen to have no caption are left out.
+      wants_text: examples that are seen to have no caption are left out,
+      keep_all: or stay, and their text is None.
       caption: the column or key of the captions; '' for the first of `CAPTIONS` that is there.
 
     Raises:
@@ -78,7 +85,9 @@ def open_store(
     if format == 'auto':
         format = 'folder' if demo else recognise(listed)
     make = lookup(FORMATS, format, 'data.format')
-    return make(path, listed, split=split, wants_text=wants_text, caption=caption)
+    return make(
+        path, listed, split=split, wants_text=wants_text, keep_all=keep_all, caption=caption
+    )
 
 
 def open_videos(path: str, *, wants_text: bool = False) -> Folder | Tars:

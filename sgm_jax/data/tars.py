@@ -31,6 +31,7 @@ class Tars:
         *,
         split: str = 'train',
         wants_text: bool = False,
+        keep_all: bool = False,
         caption: str = '',
         kind: files.Kind = files.PICTURE,
     ):
@@ -39,6 +40,7 @@ class Tars:
             raise UserError(f'{path}: no tars there; looked for files ending in .tar')
         self.path, self.caption = path, caption
         self._suffixes = [suffix.removeprefix('.') for suffix in kind.suffixes]
+        needs_text = wants_text and not keep_all
         self.skipped: dict[str, str] = {}
         self.damaged: dict[str, str] = {}
         self._names, self._stamps, self._parts = [], [], []
@@ -49,7 +51,7 @@ class Tars:
                 name = f'{entry.path}/{key}'
                 if not any(suffix in parts for suffix in self._suffixes):
                     self.skipped[name] = f'no {kind.name} in it, only .{", .".join(parts)}'
-                elif wants_text and 'txt' not in parts and 'json' not in parts:
+                elif needs_text and 'txt' not in parts and 'json' not in parts:
                     self.skipped[name] = 'it has no caption (.txt or .json)'
                 else:
                     self._names.append(name)
