@@ -94,7 +94,7 @@ def test_third_party_imports_are_declared(project):
     extras = project['optional-dependencies']
     declared |= {
         dependency_name(name)
-        for extra in ('demo', 'watermark', 'rembg', 'wandb')
+        for extra in ('demo', 'watermark', 'rembg', 'wandb', 'beam')
         for name in extras[extra]
     }
     # These wheels come under several names (tensorflow-cpu and tensorflow, jax and jaxlib).
