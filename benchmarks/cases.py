@@ -64,6 +64,36 @@ class PictureCase:
         return f'latents of {self.size}x{self.size}, batch 1'
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataCase:
+    """Batches from files, read and made ready by as many workers as there are threads.
+
+    Attributes:
+      title: what is measured, for the table.
+      kind: 'pictures' (512 pixels and more, to crops of `size`) or 'clips' (of 720 lines, to `size`).
+      batch: examples of a batch.
+      frames, size: of an example.
+      batches: timed together, as one call.
+      warmups, repeats: calls that are not timed, and calls that are, in each process.
+      modules: the two sides' files.
+    """
+
+    title: str
+    kind: str
+    batch: int
+    size: int
+    batches: int
+    frames: int = 1
+    warmups: int = 1
+    repeats: int = 3
+    modules: tuple[str, str] = ('ours_data', 'torch_data')
+
+    @property
+    def load(self) -> str:
+        """What one call works on."""
+        return f'{self.batches} batches of {self.batch}'
+
+
 CASES = {
     'svd_forward': VideoUNetCase(
         title='full-size SVD VideoUNet, forward',
@@ -96,5 +126,20 @@ CASES = {
         size=64,
         warmups=1,
         repeats=3,
+    ),
+    'pictures': DataCase(
+        title='512 pixel jpegs to crops of 256x256',
+        kind='pictures',
+        batch=16,
+        size=256,
+        batches=24,
+    ),
+    'clips': DataCase(
+        title='windows of 8 frames from 720p h264, at 256x256',
+        kind='clips',
+        batch=2,
+        frames=8,
+        size=256,
+        batches=12,
     ),
 }

@@ -57,7 +57,7 @@ def summary(results: Sequence[dict]) -> dict:
     compiles = [r['compile_seconds'] for r in results if 'compile_seconds' in r]
     return dict(
         name=results[0]['name'],
-        parameters=results[0]['parameters'],
+        parameters=results[0].get('parameters'),
         min_seconds=min(times),
         median_seconds=statistics.median(times),
         peak_bytes=max(r['peak_bytes'] for r in results),
@@ -77,6 +77,8 @@ def table(ours: dict, peer: dict) -> str:
     ]
     lines = [f'  {"":14}{"ours":>14}{"peer":>14}{"ratio":>9}']
     for title, key, scale, unit in rows:
+        if ours[key] is None and peer[key] is None:
+            continue
         cells = [
             '-' if side[key] is None else f'{side[key] * scale:.2f} {unit}' for side in (ours, peer)
         ]

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cases import CASES, PictureCase, VideoUNetCase
+from benchmarks.cases import CASES, DataCase, PictureCase, VideoUNetCase
 
-Case = VideoUNetCase | PictureCase
+Case = VideoUNetCase | PictureCase | DataCase
 
 
 def main(measure: Callable[[Case, int], dict]) -> None:

@@ -42,7 +42,7 @@ def main() -> int:
     report = {'machine': machine, 'cases': {}}
     for name in flags.names or CASES:
         case = CASES[name]
-        print(f'\n{name}: {case.title}; float32, {case.load}', flush=True)
+        print(f'\n{name}: {case.title}; {case.load}', flush=True)
         pythons = {'ours': sys.executable, 'peer': str(peer_python)}
         sides = [
             harness.Side(label=label, python=python, module=f'benchmarks.{module}')

@@ -1,7 +1,9 @@
 """Finding, indexing and decoding videos."""
 
+import fractions
 import time
 
+import av
 import numpy as np
 import pytest
 from video_files import numbers, write_damaged, write_numbered
@@ -128,3 +130,39 @@ def test_damaged_files_are_errors_that_name_them_and_come_quickly(tmp_path):
     with pytest.raises(clips.UnreadableVideoError, match=r'before the wanted 0\.90'):
         clips.read_frames(short, [0.0, 0.9], size=SIZE)
     assert time.monotonic() - started < 10
+
+
+def with_b_frames(folder):
+    """The demo's phone clip with B-frames, of which others need some and none need the rest."""
+    path = folder / 'b.mp4'
+    with av.open(str(files.demo_clips()[2])) as source, av.open(str(path), 'w') as target:
+        (video,) = source.streams.video
+        stream = target.add_stream('libx264', rate=30, options={'x264-params': 'bframes=3'})
+        stream.width, stream.height, stream.pix_fmt = video.width, video.height, 'yuv420p'
+        for number, frame in enumerate(source.decode(video)):
+            frame.pts, frame.time_base, frame.pict_type = number, fractions.Fraction(1, 30), 0
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+    return path
+
+
+def test_frames_that_are_not_decoded_change_none_of_the_others(tmp_path):
+    paths = [*files.demo_clips(), with_b_frames(tmp_path)]
+    rng = np.random.default_rng(0)
+    for path in paths:
+        info = clips.read_info(path)
+        scale = clips._Scaler((24, 32))
+        for _ in range(3):
+            rate = rng.uniform(3, 30)
+            begin = rng.uniform(0, info.duration - 4 / rate)
+            times = begin + np.arange(4) / rate
+            for span in ((0.0, np.inf), (begin + 0.1, np.inf), (0.0, info.duration * 0.9)):
+                if times[-1] >= span[1] - 0.1:
+                    continue
+                found = clips._read_needed(info, times, span, scale)
+                np.testing.assert_array_equal(found, clips._read_all(info, times, span, scale))
+    with av.open(str(paths[-1])) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.skip_frame = 'NONREF'
+        left = sum(1 for _ in container.decode(stream))
+    assert left < info.duration * info.fps * 0.8  # there was something to leave out

@@ -137,12 +137,12 @@ def test_the_corner_is_that_of_the_crop_in_the_picture_as_it_is_shown(folder):
         top, left = record['crop_coords_top_left']
         assert record['original_size_as_tuple'].tolist() == [200, 300]
         # 200x300 is scaled to 50x75: four to one.
-        whole = np.asarray(Image.open(folder / 'b.png').resize((75, 50), Image.Resampling.BICUBIC))
+        whole = np.asarray(Image.open(folder / 'b.png').resize((75, 50), Image.Resampling.BOX))
         is_mirrored = record['jpg'][0, 0, 1] > record['jpg'][0, -1, 1]
         mirrored += is_mirrored
         whole = whole[:, ::-1] if is_mirrored else whole
         expected = whole[int(top) : int(top) + 50, int(left) : int(left) + 50]
-        np.testing.assert_allclose((record['jpg'] + 1) * 127.5, expected, atol=1e-3)
+        np.testing.assert_allclose((record['jpg'] + 1) * 127.5, expected, atol=1)  # rounding
     assert 10 < mirrored < 30
 
 
@@ -154,8 +154,8 @@ def test_orientation_comes_before_the_sizes(folder):
     record = source(folder, height=40, width=30).record(0)
     assert record['original_size_as_tuple'].tolist() == [300, 200]
     upright = ImageOps.exif_transpose(Image.open(folder / 'b.png'))
-    expected = np.asarray(upright.resize((30, 45), Image.Resampling.BICUBIC))[2:42]
-    np.testing.assert_allclose((record['jpg'] + 1) * 127.5, expected, atol=1e-3)
+    expected = np.asarray(upright.resize((30, 45), Image.Resampling.BOX))[2:42]
+    np.testing.assert_allclose((record['jpg'] + 1) * 127.5, expected, atol=1)  # rounding
 
 
 def test_resizing_does_not_alias(tmp_path):

@@ -1,5 +1,6 @@
 """Pictures and videos in and out of files."""
 
+import io
 import os
 import subprocess
 import sys
@@ -223,3 +224,26 @@ def test_strip_and_grid():
     assert table.shape == (4, 6, 3)
     assert table[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 255]]
     assert media.grid(tiles, columns=5).shape == (2, 10, 3)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'quality': 95, 'subsampling': 0},
+        {'progressive': True},
+        {'quality': 50, 'subsampling': 1},
+    ],
+)
+def test_jpegs_are_the_pixels_that_pillow_decodes(options):
+    picture = Image.open(files.demo_pictures()[0]).convert('RGB')
+    buffer = io.BytesIO()
+    picture.save(buffer, 'JPEG', **options)
+    data = buffer.getvalue()
+    expected = np.asarray(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(media._plain_jpeg(data), expected)
+    np.testing.assert_array_equal(media.decode_image(io.BytesIO(data)), expected)
+    # What is cut short is Pillow's, which says so.
+    assert media._plain_jpeg(data[:-40]) is None
+    with pytest.raises(ValueError, match='truncated'):
+        media.decode_image(io.BytesIO(data[:-40]))

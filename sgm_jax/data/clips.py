@@ -137,9 +137,67 @@ def read_frames(
     Raises:
       UnreadableVideoError: damaged, or the video ends before the last of `times`.
     """
-    begin, end = span or (0.0, np.inf)
-    wanted, picked = list(times), []
+    span = span or (0.0, np.inf)
     scale = _Scaler(size)
+    found = _read_needed(info, times, span, scale)
+    return _read_all(info, times, span, scale) if found is None else found
+
+
+def _read_needed(
+    info: VideoInfo, times: Sequence[float], span: tuple[float, float], scale: '_Scaler'
+) -> np.ndarray | None:
+    """As `read_frames`, but frames that no other needs are decoded only if they are wanted: most of the work
+    is on the way from the keyframe. None where the packets do not say enough beforehand.
+    """
+    begin, end = span
+    with _opened(info.path, info.part) as (container, stream):
+        seconds = lambda pts: float((pts - info.start) * stream.time_base)
+        first = max(begin, times[0])
+        container.seek(info.start + int(first / stream.time_base), stream=stream)
+        packets, after = [], None
+        for packet in container.demux(stream):
+            packets.append(packet)
+            if not packet.size:
+                continue
+            if packet.pts is None or packet.dts is None:
+                return None
+            if seconds(packet.pts) >= min(end, times[-1]):
+                after = packet.pts if after is None else min(after, packet.pts)
+            # Packets come in the order of dts, and none is shown before it is decoded.
+            if after is not None and packet.dts >= after:
+                break
+        told = sorted(packet.pts for packet in packets if packet.size)
+        inside = [pts for pts in told if begin <= seconds(pts) < end]
+        if not inside or len(set(told)) < len(told) or seconds(told[0]) > first:
+            return None
+        available = np.array([seconds(pts) for pts in inside])
+        wanted = [inside[index] for index in nearest(info, available, times)]
+        missing, pictures = set(wanted), {}
+
+        def decoded() -> Iterator[av.VideoFrame]:
+            for packet in packets:
+                needed = packet.pts in missing
+                stream.codec_context.skip_frame = 'DEFAULT' if needed else 'NONREF'
+                yield from packet.decode()
+            if packets[-1].size:
+                yield from stream.codec_context.decode(None)
+
+        for frame in decoded():
+            if frame.is_corrupt:
+                return None
+            if frame.pts in missing:
+                missing.remove(frame.pts)
+                pictures[frame.pts] = scale(frame)
+            if not missing:
+                return np.stack([pictures[pts] for pts in wanted])
+    return None
+
+
+def _read_all(
+    info: VideoInfo, times: Sequence[float], span: tuple[float, float], scale: '_Scaler'
+) -> np.ndarray:
+    begin, end = span
+    wanted, picked = list(times), []
     before, picture = None, None  # the candidate at or before the wanted time, and its pixels
 
     def pixels(frame):
@@ -254,7 +312,7 @@ def _is_cover(stream: av.VideoStream) -> bool:
 
 
 class _Scaler:
-    """Frames to uint8 (height, width, 3), upright. FFmpeg's bicubic widens its kernel, so it antialiases."""
+    """Frames to uint8 (height, width, 3), upright; smaller by areas, which antialiases, as pictures are."""
 
     def __init__(self, size: tuple[int, int]):
         self.size = size
@@ -271,6 +329,6 @@ class _Scaler:
             height=height,
             format='rgb24',
             src_colorspace=_BT709 if untagged_hd else None,
-            interpolation='BICUBIC',
+            interpolation='AREA' if height < frame.height else 'BICUBIC',
         ).to_ndarray()
         return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels

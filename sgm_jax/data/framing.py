@@ -45,9 +45,11 @@ class Framing:
         """uint8 frames (t, h, w, 3) to (t, *size, 3): the same crop and mirroring for all frames."""
         box = self.box(frames.shape[1:3], rng)
         mirrored = rng is not None and self.flip and rng.random() < 0.5
-        whole = (0, 0, frames.shape[2], frames.shape[1])
-        if frames.shape[1:3] == self.size and np.allclose(box, whole, atol=1e-6):
-            cropped = frames
+        left, top, right, bottom = box
+        if np.allclose((bottom - top, right - left), self.size, atol=1e-6):
+            # Nothing is scaled: whole pixels stay what they are.
+            top, left = round(top), round(left)
+            cropped = frames[:, top : top + self.size[0], left : left + self.size[1]]
         else:
             cropped = np.stack([_resized(frame, self.size, box) for frame in frames])
         return np.ascontiguousarray(cropped[:, :, ::-1] if mirrored else cropped)

@@ -38,7 +38,11 @@ def to_float(images: np.ndarray) -> np.ndarray:
     """uint8 to [-1, 1]."""
     if images.dtype != np.uint8:
         raise UserError(f'pictures are uint8 (0 to 255), got {images.dtype}')
-    return images.astype(np.float32) / 127.5 - 1.0
+    scaled = images.astype(np.float32)
+    # In place: a batch of video is large.
+    scaled /= 127.5
+    scaled -= 1.0
+    return scaled
 
 
 def read_prompts(path: str | pathlib.Path) -> list[str]:

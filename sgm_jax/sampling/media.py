@@ -7,11 +7,13 @@ import fractions
 import io
 import json
 import math
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import av
+import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
@@ -69,7 +71,28 @@ def decode_image(file: PathLike | BinaryIO) -> np.ndarray:
     Raises:
       ValueError: truncated, or not a picture; the message is the reason alone.
     """
-    return np.asarray(_decoded(file, _to_rgb))
+    data = None
+    if not isinstance(file, (str, os.PathLike)):
+        data = file.read()
+        file = io.BytesIO(data)
+    found = None if data is None else _plain_jpeg(data)
+    return np.asarray(_decoded(file, _to_rgb)) if found is None else found
+
+
+def _plain_jpeg(data: bytes) -> np.ndarray | None:
+    """The picture of a whole, upright JPEG in colour, which OpenCV decodes in a third of the time: the same
+    pixels. None of others, with which it is less strict than Pillow.
+    """
+    if not data.startswith(b'\xff\xd8') or not data.endswith(b'\xff\xd9'):
+        return None
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            if not upright or opened.mode != 'RGB':
+                return None
+    except _PIL_ERRORS:
+        return None
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 def _decoded(

@@ -22,7 +22,9 @@ class Progress:
         self._enabled = enabled and LOG.isEnabledFor(logging.INFO)
         self._plain = self._enabled and not sys.stderr.isatty()
         # Some terminals say that they have no columns and no rows; tqdm would show nothing there.
-        known = self._plain or not self._enabled or os.get_terminal_size(sys.stderr.fileno()).columns
+        known = (
+            self._plain or not self._enabled or os.get_terminal_size(sys.stderr.fileno()).columns
+        )
         self._bar = tqdm(
             total=steps,
             initial=begin,
