@@ -90,12 +90,13 @@ def open_store(
     )
 
 
-def open_videos(path: str, *, wants_text: bool = False) -> Folder | Tars:
+def open_videos(path: str, *, wants_text: bool = False, keep_all: bool = False) -> Folder | Tars:
     """The store of the videos at `path`: those in a folder, or where there are none, in tars.
 
     Args:
       path: a video or a tar, a folder, a pattern, an address, or 'demo'.
-      wants_text: those that are seen to have no caption are left out.
+      wants_text: those that are seen to have no caption are left out,
+      keep_all: or stay, and their text is None.
 
     Raises:
       UserError: nothing usable at `path`.
@@ -105,7 +106,8 @@ def open_videos(path: str, *, wants_text: bool = False) -> Folder | Tars:
     if tars and any(files.VIDEO.holds(entry.path) for entry in listed):
         LOG.warning('%s: there are videos and tars; the tars are left out (PATTERN*.tar)', path)
         tars = False
-    return (Tars if tars else Folder)(path, listed, wants_text=wants_text, kind=files.VIDEO)
+    make = Tars if tars else Folder
+    return make(path, listed, wants_text=wants_text, keep_all=keep_all, kind=files.VIDEO)
 
 
 def caption_of(store: Store, index: int, text: str) -> str:

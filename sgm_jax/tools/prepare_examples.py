@@ -6,6 +6,7 @@ import glob
 import hashlib
 import io
 import json
+import os
 import pathlib
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from sgm_jax.data import clips, files, places
 from sgm_jax.data.damage import DamagedError
-from sgm_jax.data.stores import Store, open_store, recognise
+from sgm_jax.data.stores import Store, open_store, open_videos, recognise
 from sgm_jax.errors import UserError
 from sgm_jax.sampling.media import decode_image
 
@@ -180,45 +181,42 @@ class Pictures:
 
 
 class Videos:
-    """Files of videos, with captions in clip.txt beside clip.mp4; they have no classes."""
+    """Files of videos, or members of tars, with captions beside them; they have no classes."""
 
     kind = 'video'
     label_names = ()
 
     def __init__(self, given: Input):
-        self.skipped: dict[str, str] = {}
-        self.damaged: dict[str, str] = {}
+        self._store = open_videos(given.path, wants_text=True, keep_all=True)
         self._short = _shortener(given.path)
-        self._paths = []
-        for path in files.list_videos(given.path):
-            if path.stat().st_size > _LARGEST_VIDEO:
+        listed = lambda reasons: {self._short(name): reason for name, reason in reasons.items()}
+        self.skipped, self.damaged = listed(self._store.skipped), listed(self._store.damaged)
+        self._numbers = []
+        for index in range(len(self._store)):
+            part = self._store.part(index)
+            size = os.path.getsize(part.path) if part.size is None else part.size
+            if size > _LARGEST_VIDEO:
                 reason = f'larger than {_LARGEST_VIDEO >> 20} MiB, which records are not made for'
-                self.skipped[self._short(str(path))] = reason
+                self.skipped[self._short(self._store.name(index))] = reason
             else:
-                self._paths.append(path)
+                self._numbers.append(index)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._numbers)
 
     def look(self, number: int) -> Fact:
-        path = self._paths[number]
-        about = Fact(number=number, name=self._short(str(path)))
+        store, index = self._store, self._numbers[number]
+        about = Fact(number=number, name=self._short(store.name(index)))
+        part = store.part(index)
         try:
-            info = clips.read_info(path)
-            with path.open('rb') as file:
-                digest = hashlib.file_digest(file, 'sha256').hexdigest()
-            beside = path.with_suffix('.txt')
-            text = beside.read_text('utf-8-sig').strip() if beside.is_file() else None
-        except clips.UnreadableVideoError as error:
+            info = clips.read_info(store.name(index), None if part.size is None else part)
+            data, text = store.picture(index), store.text(index)
+        except DamagedError as error:
             return dataclasses.replace(about, damaged=error.reason)
-        except UnicodeDecodeError:
-            return dataclasses.replace(about, damaged='its caption is not UTF-8 text')
-        except OSError as error:
-            return dataclasses.replace(about, damaged=f'cannot be read ({error.strerror})')
         return dataclasses.replace(
             about,
-            sha256=digest,
-            size=path.stat().st_size,
+            sha256=hashlib.sha256(data).hexdigest(),
+            size=len(data),
             height=info.height,
             width=info.width,
             text=text or None,
@@ -227,11 +225,7 @@ class Videos:
         )
 
     def read(self, number: int) -> bytes:
-        path = self._paths[number]
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise DamagedError(str(path), f'cannot be read ({error.strerror})') from error
+        return self._store.picture(self._numbers[number])
 
 
 def _kind(path: str) -> str:
@@ -239,9 +233,9 @@ def _kind(path: str) -> str:
         return 'pictures'
     listed = places.entries(path)
     names = [entry.path.lower() for entry in listed]
-    if recognise(listed) != 'folder' or not any(name.endswith(files.SUFFIXES) for name in names):
+    if recognise(listed) != 'folder' or not any(map(files.VIDEO.holds, names)):
         return 'pictures'
-    if any(name.endswith(files.PICTURE_SUFFIXES) for name in names):
+    if any(map(files.PICTURE.holds, names)):
         raise UserError(
             f'{path}: both pictures and videos are there; give --kind=pictures or --kind=videos'
         )
