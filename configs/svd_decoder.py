@@ -41,6 +41,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'height': size,
         'width': size,
         'frame_rates': (6, 30),
+        'max_damaged': 0.01,
     }
     config.train.batch_size = 2 if variant == 'tiny' else 16
     config.optimizer.learning_rate = 5e-4 if variant == 'tiny' else 1e-5
