@@ -67,6 +67,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'height': 576,
         'width': 1024,
         'frame_rates': (6, 30),
+        'min_motion': 0.0,
+        'cuts': 'keep',
+        'buckets': (),  # sizes (frames, height, width)
         'max_damaged': 0.01,
     }
     config.optimizer = {

@@ -41,6 +41,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'height': size,
         'width': size,
         'frame_rates': (6, 30),
+        'min_motion': 0.0,
+        'cuts': 'keep',
+        'buckets': (),  # sizes (frames, height, width)
         'max_damaged': 0.01,
     }
     config.train.batch_size = 2 if variant == 'tiny' else 16

@@ -142,7 +142,7 @@ def test_a_damaged_picture_is_replaced_in_its_batch(folder):
     ('options', 'words'),
     [
         (dict(buckets='sd'), "buckets is 'sd'; give 'sdxl', or sizes"),
-        (dict(buckets=((8, 8, 3),)), r'its sizes are pairs \(height, width\)'),
+        (dict(buckets=((8, 8, 3),)), r'give sizes \(height, width\), whole'),
     ],
 )
 def test_mistakes_are_named(folder, options, words):

@@ -7,6 +7,7 @@ from video_files import gliding, write_clip_tar, write_frames
 
 from sgm_jax.data import pipeline
 
+CLIP_BUCKETS = ((2, 8, 12), (4, 8, 8), (8, 8, 12))
 PICTURES = dict(name='captioned_pictures', height=8, width=8, held_out_fraction=0.1, flip=True)
 
 
@@ -47,12 +48,13 @@ def nodes(tmp_path_factory):
         'shapes': {'name': 'synthetic_video', 'num_frames': 2, 'height': 8, 'width': 8},
         'clips': {**clips, 'path': str(root / 'clips'), 'cache': True},
         'clip_tars': {**clips, 'path': str(root / 'clip_tars'), 'text': 'sidecar'},
+        'clip_buckets': {**clips, 'path': str(root / 'clips'), 'buckets': CLIP_BUCKETS},
         'moving_clips': {**clips, 'path': str(root / 'clips'), 'cuts': 'skip', 'min_motion': 0.005},
     }
 
 
 PICTURE_NAMES = ('folder', 'tars', 'array_record', 'buckets', 'mixture', 'pictures')
-NAMES = (*PICTURE_NAMES, 'digits', 'shapes', 'clips', 'clip_tars', 'moving_clips')
+NAMES = (*PICTURE_NAMES, 'digits', 'shapes', 'clips', 'clip_tars', 'clip_buckets', 'moving_clips')
 
 
 def take(source, count, state=None, **options):

@@ -111,7 +111,7 @@ class CaptionedPictures:
             raise UserError(
                 f'data: none of the pictures at {path} can be used for {split}: {left_out[0]}'
             )
-        self.members = found
+        self.members, self.shapes = found, sizes
         self.bucket_of = assign(sizes, self.buckets)
 
     def __len__(self) -> int:

@@ -149,7 +149,8 @@ class AutoencodingEngine:
         lpips = load_lpips(self.lpips_checkpoint, linear=self.lpips_linear)
         return self._lpips.split(lpips)[2]
 
-    def check(self, record: Mapping[str, np.ndarray]) -> None:
+    def check(self, record: Mapping[str, np.ndarray], *, any_length: bool = False) -> None:
+        del any_length  # all are learned
         height, width = record['jpg'].shape[-3:-1]
         check_pixels(self.factor, height, width)
         if self.adversary:

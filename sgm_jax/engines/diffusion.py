@@ -119,8 +119,8 @@ class DiffusionEngine:
     def pretrained(self) -> PyTree | None:
         return self.weights.trainable()
 
-    def check(self, record: Mapping[str, np.ndarray]) -> None:
-        check_record(self, record)
+    def check(self, record: Mapping[str, np.ndarray], *, any_length: bool = False) -> None:
+        check_record(self, record, any_length=any_length)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -167,7 +167,8 @@ class DiffusionEngine:
         """
         model = self.structure.merge(params, frozen)
         task_key, encode_key, drop_key, noise_key, dropout_key = jax.random.split(key, 5)
-        num_frames = self.task.num_frames
+        # Of this batch: buckets have clips of other lengths than the one that is sampled.
+        num_frames = None if self.task.num_frames is None else batch['jpg'].shape[1]
         if 'moments' in batch:
             told = {k: v for k, v in batch.items() if k != 'moments'}
             z, examples = model.latents(batch['moments'], encode_key), len(batch['moments'])
@@ -176,21 +177,19 @@ class DiffusionEngine:
             z, examples = model.encode(x, encode_key), len(batch['jpg'])
         z = jax.lax.stop_gradient(z)
         drop_key, dropout_key = (drop_key, dropout_key) if training else (None, None)
-        cond = model.condition(told, key=drop_key, **self._video(examples))
-        denoise = self._denoise(model, key=dropout_key)
+        cond = model.condition(told, key=drop_key, **self._video(examples, num_frames))
+        denoise = self._denoise(model, num_frames, key=dropout_key)
         if sigma is not None:
             sigma = jnp.full(len(z), sigma)
         return self.objective(noise_key, denoise, z, cond, num_frames=num_frames, sigma=sigma)
 
-    def _denoise(self, model: DiffusionModel, **inputs: Any) -> Callable:
-        if self.task.num_frames is not None:
-            inputs['num_frames'] = self.task.num_frames
+    def _denoise(self, model: DiffusionModel, num_frames: int | None, **inputs: Any) -> Callable:
+        if num_frames is not None:
+            inputs['num_frames'] = num_frames
         return lambda x, sigma, cond: self.denoiser(model.apply, x, sigma, cond, **inputs)
 
-    def _video(self, examples: int) -> dict[str, int]:
-        if self.task.num_frames is None:
-            return {}
-        return dict(examples=examples, num_frames=self.task.num_frames)
+    def _video(self, examples: int, num_frames: int | None) -> dict[str, int]:
+        return {} if num_frames is None else dict(examples=examples, num_frames=num_frames)
 
     # Sampling.
 
@@ -257,7 +256,7 @@ class DiffusionEngine:
             model = self.structure.merge(params, frozen)
             # Some entries have a row for each frame, others one for each clip.
             examples = min(map(len, batch.values()), default=0)
-            return model.condition(batch, zero=zero, **self._video(examples))
+            return model.condition(batch, zero=zero, **self._video(examples, self.task.num_frames))
 
         return jit(condition)
 
@@ -309,7 +308,7 @@ class DiffusionEngine:
 
             def step(params, frozen, cond, uncond, scales, carry, scalars, noise):
                 model = self.structure.merge(params, frozen)
-                single = self._denoise(model)
+                single = self._denoise(model, self.task.num_frames)
                 guided = lambda x, sigma: guide(single, x, sigma, cond, uncond, scales)
                 return sampler.step(carry, guided, scalars, noise)
 

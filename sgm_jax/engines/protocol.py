@@ -80,8 +80,11 @@ class Engine(Protocol):
         """Shapes of `init_frozen`, which needs no files."""
         ...
 
-    def check(self, record: Mapping[str, np.ndarray]) -> None:
-        """Raises a UserError if an example (without a batch axis) does not fit the model."""
+    def check(self, record: Mapping[str, np.ndarray], *, any_length: bool = False) -> None:
+        """Raises a UserError if an example (without a batch axis) does not fit the model.
+
+        With `any_length`, also clips of other lengths than the one that is sampled: they can be learned.
+        """
         ...
 
     def prepare(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,12 +9,14 @@ from sgm_jax.engines.model import check_pixels
 from sgm_jax.errors import UserError
 
 
-def check_record(engine: Any, record: Mapping[str, np.ndarray]) -> None:
+def check_record(
+    engine: Any, record: Mapping[str, np.ndarray], *, any_length: bool = False
+) -> None:
     """Raises a UserError if an example (without a batch axis) does not fit a DiffusionEngine."""
     if 'moments' in record:
         _check_cached(engine, record)
     else:
-        _check_pictures(engine, record['jpg'].shape)
+        _check_pictures(engine, record['jpg'].shape, any_length)
     wanted = engine.structure.shape.conditioner.reads_beside(record)
     missing = sorted(wanted - set(engine.task.makes) - set(record))
     if missing:
@@ -24,7 +26,7 @@ def check_record(engine: Any, record: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def _check_pictures(engine: Any, shape: tuple[int, ...]) -> None:
+def _check_pictures(engine: Any, shape: tuple[int, ...], any_length: bool) -> None:
     num_frames = engine.task.num_frames
     if len(shape) != (3 if num_frames is None else 4):
         wanted = 'pictures' if num_frames is None else 'clips'
@@ -32,7 +34,7 @@ def _check_pictures(engine: Any, shape: tuple[int, ...]) -> None:
             f'model.task needs {wanted}, and the data gives arrays of shape {shape}; choose another '
             'data.name or model.task'
         )
-    if num_frames is not None and shape[0] != num_frames:
+    if num_frames is not None and shape[0] != num_frames and not any_length:
         raise UserError(
             f'data.num_frames is {shape[0]} and model.task.num_frames is {num_frames}; '
             'give both the same value'

@@ -70,9 +70,7 @@ def train(
         seed=config.seed,
         rows=meshes.rows(options.batch_size, mesh),
     )
-    record = source.record(0, None)
-    setup.engine.check(record)
-    meshes.check_rows(setup.engine.latent_rows(record), mesh)
+    setup.check(source)
     workdir = open_workdir(workdir, config)
     LOG.info('%s', pipeline.describe(source))
     with contextlib.ExitStack() as stack:

@@ -17,14 +17,16 @@ class Work:
     def __init__(self, step: Any, mesh: jax.sharding.Mesh):
         self._step = step
         self._peak = peak_flops(mesh.devices.flat[0]) * mesh.size
-        self._found: dict[str, float] = {}
+        self._found: dict[tuple, float] = {}
 
     def of(self, turn: str, *arguments: Any) -> float:
-        """Of one step, over all devices: what the mathematics asks for. Traced when a turn first comes."""
-        if turn not in self._found:
+        """Of one step, over all devices: what the mathematics asks for. Traced when its shapes first come."""
+        _, _, batch, _ = arguments
+        key = turn, tuple((name, value.shape) for name, value in batch.items())
+        if key not in self._found:
             counted = flops.count(self._step.trace(turn, *arguments).jaxpr)
-            self._found[turn] = counted.total - counted.again
-        return self._found[turn]
+            self._found[key] = counted.total - counted.again
+        return self._found[key]
 
     def figures(self, values: dict[str, float]) -> dict[str, float]:
         """`mfu`: the share of what the devices could do at most, where that is known."""

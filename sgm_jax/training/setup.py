@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from sgm_jax.config import call, check_keys, plain
+from sgm_jax.data.sources import Source
 from sgm_jax.engines import Engine
 from sgm_jax.engines import build as build_engine
 from sgm_jax.errors import UserError
@@ -96,6 +98,23 @@ class Setup:
             wanted=wanted,
             step=make_step(engine, optimizers, average, by_name, wanted),
         )
+
+    def check(self, source: Source) -> None:
+        """Raises a UserError if the data, or one of their buckets, do not fit the model and the mesh."""
+        record = source.record(0, None)
+        self._check_example(record)
+        for size in getattr(source, 'buckets', ()):
+            # Of a bucket the size is all that differs: nothing needs to be read.
+            example = {**record, 'jpg': np.broadcast_to(np.float32(0), (*size, 3))}
+            try:
+                self._check_example(example, any_length=True)
+            except UserError as error:
+                name = 'x'.join(map(str, size))
+                raise UserError(f'data.buckets: of {name}: {error}') from error
+
+    def _check_example(self, record: Mapping[str, np.ndarray], **options: bool) -> None:
+        self.engine.check(record, **options)
+        meshes.check_rows(self.engine.latent_rows(record), self.mesh)
 
     def frozen(self, key: jax.Array) -> PyTree:
         """The frozen parts, on the host, in the precision that `config.train` says."""
