@@ -194,3 +194,15 @@ def test_a_run_has_a_step_for_every_bucket(folder, tmp_path):
     assert result.step == 8
     assert np.isfinite(result.scalars['loss'])
     assert {x.shape for x in seen} == {(2, 8, 8, 3), (2, 8, 16, 3), (2, 16, 8, 3)}
+
+
+def test_sizes_come_in_the_order_that_is_told(folder):
+    found = source(folder, buckets=BUCKETS)
+    for begin in (0, 3):
+        told = pipeline.sizes_to_come(found, batch_size=2, seed=1, begin=begin)
+        batches = pipeline.make_iterator(found, batch_size=2, seed=1, num_threads=0)
+        shapes = [next(batches)['jpg'].shape[1:3] for _ in range(begin + 40)][begin:]
+        assert told == list(dict.fromkeys(shapes))
+        assert len(told) > 1
+    alone = source(folder, buckets=())
+    assert pipeline.sizes_to_come(alone, batch_size=2, seed=1) == []

@@ -114,6 +114,12 @@ class BucketPlan:
         epoch, place = divmod(int(position), self.per_epoch)
         return int(self.epoch(epoch)[place])
 
+    def order(self, begin: int = 0) -> list[tuple[int, ...]]:
+        """The sizes that batches have, as they first come from batch `begin` on."""
+        batches = range(begin, begin + 2 * self.per_epoch // self.batch)
+        buckets = (self[batch * self.batch] // self.length - 1 for batch in batches)
+        return [self.sizes[bucket] for bucket in dict.fromkeys(buckets)]
+
     def describe(self) -> str:
         """Which buckets there are, and what is left over."""
         name = lambda b: 'x'.join(map(str, self.sizes[b]))

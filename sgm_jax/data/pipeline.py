@@ -98,6 +98,15 @@ def _in_order(source: Source, seed: int, batch_size: int) -> grain.MapDataset:
     return grain.MapDataset.source(plan).seed(seed)
 
 
+def sizes_to_come(
+    source: Source, *, batch_size: int, seed: int, begin: int = 0
+) -> list[tuple[int, ...]]:
+    """Of a source with buckets, the sizes of batches as they first come after `begin` of them; else none."""
+    if not getattr(source, 'buckets', ()):
+        return []
+    return BucketPlan(source, batch=batch_size, seed=seed).order(begin)
+
+
 def held_out_batch(config_data: Mapping | Source, n: int) -> Batch:
     """The first `n` held-out records, the same every time; files take turns.
 

@@ -13,13 +13,16 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from sgm_jax.data import pipeline
+from sgm_jax.data.sources import Source
 from sgm_jax.errors import UserError
 from sgm_jax.interop.workdir_files import read_ema, weights_alone
 from sgm_jax.parallel import agreement, hosts
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.training import autopsy, measures, notices, report, runs
+from sgm_jax.training.ahead import StepsAhead, resized
 from sgm_jax.training.checkpoints import Checkpoints, Keep
 from sgm_jax.training.heartbeat import Heartbeat
 from sgm_jax.training.logs import Logs
@@ -75,6 +78,7 @@ def train(
     LOG.info('%s', pipeline.describe(source))
     with contextlib.ExitStack() as stack:
         run = _Run(setup, config, workdir, data, stack, profile)
+        run.compile_ahead(source)
         return run.train()
 
 
@@ -102,7 +106,8 @@ class _Run:
         )
         self.checkpoints = stack.enter_context(Checkpoints(workdir, keep=keep))
         whole = meshes.replicated(self.mesh)
-        keys = jax.random.split(jax.random.key(config.seed), 3)
+        self.seed = config.seed
+        keys = jax.random.split(jax.random.key(self.seed), 3)
         init_key, self.key = (agreement.place(key, whole) for key in keys[:2])
         self.frozen = agreement.place(setup.frozen(keys[0]), whole)
         self.state, self.begin = self._first_state(init_key)
@@ -142,12 +147,26 @@ class _Run:
             Progress(steps=options.steps, begin=self.begin, enabled=first)
         )
         self.work = measures.Work(setup.step, self.mesh)
+        self.ahead = stack.enter_context(StepsAhead(setup.step))
         self.window = Window()
         # What is known of the newest step that was logged, by which checkpoints are ranked.
         self.known: dict[str, float] = {}
         # Of the last two steps: what they were made of.
         self.made_of = collections.deque(maxlen=2)
         self.saved_at = time.monotonic()
+
+    def compile_ahead(self, source: Source) -> None:
+        """Begins with the steps of all sizes of batch that there will be, if there are several."""
+        batch_size, seed = self.options.batch_size, self.seed
+        sizes = pipeline.sizes_to_come(source, batch_size=batch_size, seed=seed, begin=self.begin)
+        if len(sizes) < 2:
+            return
+        rows = len(meshes.rows(batch_size, self.mesh))
+        examples = {k: np.stack([v] * rows) for k, v in source.record(0, None).items()}
+        batch = meshes.put_batch(self.setup.engine.prepare(examples), self.mesh)
+        turn = self.setup.engine.turn(self.begin)
+        for shapes in resized(batch, sizes):
+            self.ahead.announce(turn, self.state, self.frozen, shapes, self.key)
 
     def _first_state(self, key: jax.Array) -> tuple[TrainState, int]:
         begin = self.checkpoints.latest
@@ -209,7 +228,7 @@ class _Run:
         flops = self.work.of(*arguments)
         self.profiler.before(self.step + 1)
         self.pulse.at(self.step, 'in the step')
-        self.state, scalars = self.setup.step(*arguments)
+        self.state, scalars = self.ahead(*arguments)
         self.step, self.position = self.step + 1, position
         self.made_of.append((self.step, turn, batch, position))
         self.profiler.after(self.step, scalars)
