@@ -182,7 +182,8 @@ def test_an_exception(undisturbed, tmp_path, count, fault, words_of_it):
     if count == 1:
         # All that was done is saved: nothing is lost but what broke.
         failed = int(re.search(r'error in step (\d+): ', told)[1])
-        assert latest_step(tmp_path / 'run') == failed - 1 > 2
+        # Two threads read ahead: the fifteenth record is of the third batch or the fourth.
+        assert latest_step(tmp_path / 'run') == failed - 1 >= 2
     (tmp_path / 'flag').unlink(missing_ok=True)
     assert_ends(tmp_path, words, count)
     assert_as_undisturbed(tmp_path, undisturbed(count))
