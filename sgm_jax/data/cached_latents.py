@@ -1,4 +1,4 @@
-"""What frozen encoders make of pictures, read from the files that `tools.cache_latents` writes."""
+"""What frozen encoders make of pictures and clips, read from the files that `tools.cache_latents` writes."""
 
 import json
 import pathlib
@@ -51,7 +51,7 @@ class CachedLatents:
         return int(index)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """`moments` float32 (h, w, 2 z), `embedded/...`, and the rest of the picture's record.
+        """`moments` float32 (h, w, 2 z) or (t, h, w, 2 z), `embedded/...`, and the rest of the record.
 
         With them is the `fingerprint` of the encoders, which a model compares with its own.
         """

@@ -1,4 +1,4 @@
-"""What of a diffusion model's work on a picture can be done once: its frozen encoders, and who they are."""
+"""What of a diffusion model's work on an example can be done once: its frozen encoders, and who they are."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from flax import nnx
 
 from sgm_jax.conditioning.conditioner import GeneralConditioner
 from sgm_jax.engines.structure import PyTree, Structure
+from sgm_jax.engines.tasks import Task
 from sgm_jax.networks.layers import Buffer
 from sgm_jax.parallel.compiler import jit
 
@@ -19,8 +20,9 @@ from sgm_jax.parallel.compiler import jit
 _LOOKED_AT = 2**20
 
 
-def frozen_embedders(structure: Structure) -> tuple[int, ...]:
+def frozen_embedders(structure: Structure, task: Task) -> tuple[int, ...]:
     """The embedders whose outputs can be kept: with weights, none of them trained, and nothing drawn."""
+    drawn = set(task.makes) - set(task.fixed)
     conditioner: GeneralConditioner = structure.shape.conditioner
     found = []
     for index, (embedder, slot) in enumerate(
@@ -28,17 +30,20 @@ def frozen_embedders(structure: Structure) -> tuple[int, ...]:
     ):
         variables = [v for _, v in nnx.to_flat_state(nnx.state(embedder))]
         weights = any(not isinstance(variable, Buffer) for variable in variables)
-        if weights and not slot.is_trainable and not getattr(embedder, 'draws', False):
+        draws = getattr(embedder, 'draws', False) or drawn & set(slot.keys)
+        if weights and not slot.is_trainable and not draws:
             found.append(index)
     return tuple(found)
 
 
-def make_encoder(structure: Structure) -> Callable[[PyTree, Mapping[str, Any]], dict[str, Any]]:
+def make_encoder(
+    structure: Structure, task: Task
+) -> Callable[[PyTree, Mapping[str, Any]], dict[str, Any]]:
     """A compiled function from (frozen parameters, batch) to moments and embeddings.
 
-    The batch is that of pictures, with tokens in place of prompts; without `jpg` there are no moments.
+    The batch is of pictures or clips, with tokens in place of prompts; without `jpg` there are no moments.
     """
-    indices = frozen_embedders(structure)
+    indices = frozen_embedders(structure, task)
 
     def encode(frozen: PyTree, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         # The trained parts are never used, and never made: the compiler leaves them out.
@@ -46,7 +51,11 @@ def make_encoder(structure: Structure) -> Callable[[PyTree, Mapping[str, Any]], 
         model = structure.merge(untrained, frozen)
         found = {}
         if model.first_stage is not None and 'jpg' in batch:
-            found['moments'] = model.moments(batch['jpg'])
+            pictures, told = task.training_batch(batch, jax.random.key(0))
+            moments = model.moments(pictures)
+            found['moments'] = moments.reshape(*batch['jpg'].shape[:-3], *moments.shape[1:])
+            # What is drawn in `told` is read by none of these.
+            batch = told
         return found | model.conditioner.embeddings(batch, indices)
 
     return jit(encode)

@@ -25,7 +25,7 @@ from sgm_jax.engines.protocol import Gradients, Players, gradients_of
 from sgm_jax.engines.records import check_record
 from sgm_jax.engines.sampling import Sampling
 from sgm_jax.engines.structure import PyTree, Structure
-from sgm_jax.engines.tasks import TASKS, Task
+from sgm_jax.engines.tasks import TASKS, Task, learned
 from sgm_jax.engines.weights import Weights
 from sgm_jax.networks.video_decoder import VideoDecoder
 from sgm_jax.parallel.compiler import jit
@@ -168,14 +168,11 @@ class DiffusionEngine:
         model = self.structure.merge(params, frozen)
         task_key, encode_key, drop_key, noise_key, dropout_key = jax.random.split(key, 5)
         # Of this batch: buckets have clips of other lengths than the one that is sampled.
-        num_frames = None if self.task.num_frames is None else batch['jpg'].shape[1]
-        if 'moments' in batch:
-            told = {k: v for k, v in batch.items() if k != 'moments'}
-            z, examples = model.latents(batch['moments'], encode_key), len(batch['moments'])
-        else:
-            x, told = self.task.training_batch(batch, task_key)
-            z, examples = model.encode(x, encode_key), len(batch['jpg'])
-        z = jax.lax.stop_gradient(z)
+        examples, *shape = batch[learned(batch)].shape
+        num_frames = None if self.task.num_frames is None else shape[0]
+        x, told = self.task.training_batch(batch, task_key)
+        encode = model.latents if 'moments' in batch else model.encode
+        z = jax.lax.stop_gradient(encode(x, encode_key))
         drop_key, dropout_key = (drop_key, dropout_key) if training else (None, None)
         cond = model.condition(told, key=drop_key, **self._video(examples, num_frames))
         denoise = self._denoise(model, num_frames, key=dropout_key)
@@ -382,7 +379,7 @@ class DiffusionEngine:
 
     def latent_rows(self, record: Mapping[str, np.ndarray]) -> int:
         if 'moments' in record:
-            return len(record['moments'])
+            return record['moments'].shape[-3]
         return self.latent_size(record['jpg'].shape[-3:-1])[0]
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sgm_jax.engines.model import check_pixels
+from sgm_jax.engines.tasks import learned
 from sgm_jax.errors import UserError
 
 
@@ -13,10 +14,12 @@ def check_record(
     engine: Any, record: Mapping[str, np.ndarray], *, any_length: bool = False
 ) -> None:
     """Raises a UserError if an example (without a batch axis) does not fit a DiffusionEngine."""
+    shape = record[learned(record)].shape
     if 'moments' in record:
-        _check_cached(engine, record)
-    else:
-        _check_pictures(engine, record['jpg'].shape, any_length)
+        _check_fingerprint(engine, record)
+        factor = engine.first_stage_factor
+        shape = *shape[:-3], *(factor * side for side in shape[-3:-1]), shape[-1]
+    _check_pictures(engine, shape, any_length)
     wanted = engine.structure.shape.conditioner.reads_beside(record)
     missing = sorted(wanted - set(engine.task.makes) - set(record))
     if missing:
@@ -42,13 +45,9 @@ def _check_pictures(engine: Any, shape: tuple[int, ...], any_length: bool) -> No
     check_pixels(engine.factor, *shape[-3:-1])
 
 
-def _check_cached(engine: Any, record: Mapping[str, np.ndarray]) -> None:
-    if engine.task.num_frames is not None:
-        raise UserError('data: a cache of latents is of pictures, and model.task needs clips')
+def _check_fingerprint(engine: Any, record: Mapping[str, np.ndarray]) -> None:
     if str(record['fingerprint']) != engine.fingerprint:
         raise UserError(
             f'data: the cache was made by other encoders ({record["fingerprint"]}) than this '
             f"model's ({engine.fingerprint}); make it anew with python -m sgm_jax.tools.cache_latents"
         )
-    factor = engine.first_stage_factor
-    check_pixels(engine.factor, *(factor * side for side in record['moments'].shape[:2]))

@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sgm_jax.engines.sampling import ImageSampling, OrbitSampling, Sampling, VideoSampling
 
@@ -20,17 +21,23 @@ class Task(Protocol):
     Attributes:
       num_frames: of a clip; None for pictures.
       makes: the entries of the conditioner's batch that the task itself makes.
+      fixed: those of them in which nothing is drawn.
       sampling: what `config.sample` describes.
     """
 
     num_frames: int | None
     makes: ClassVar[tuple[str, ...]]
+    fixed: ClassVar[tuple[str, ...]]
     sampling: ClassVar[type[Sampling]]
 
     def training_batch(
         self, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Pictures (n, h, w, c) to learn, and the conditioner's batch."""
+        """Pictures or their moments (n, h, w, c) to learn, and the conditioner's batch."""
+        ...
+
+    def beside(self, record: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What of a record's pictures is needed beside their moments."""
         ...
 
 
@@ -47,14 +54,15 @@ class ImageToVideo:
     cond_aug_std: float = 0.5
 
     makes: ClassVar = ('cond_frames_without_noise', 'cond_frames', 'cond_aug')
+    fixed: ClassVar = ('cond_frames_without_noise',)
     sampling: ClassVar = VideoSampling
     given: ClassVar[int] = 0  # of the frames
 
     def training_batch(
         self, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Frames (b*t, h, w, 3) of the clips `jpg` (b, t, h, w, 3), and the conditioner's batch."""
-        clips = batch['jpg']
+        """Frames (b*t, h, w, c) of the `jpg` or `moments` (b, t, h, w, c), and the conditioner's batch."""
+        clips = batch[learned(batch)]
         aug_key, noise_key = jax.random.split(key)
         log_aug = jax.random.normal(aug_key, (len(clips),))
         cond_aug = jnp.exp(self.cond_aug_mean + self.cond_aug_std * log_aug)
@@ -64,10 +72,15 @@ class ImageToVideo:
         self, batch: Mapping[str, jax.Array], cond_aug: jax.Array, key: jax.Array
     ) -> dict[str, jax.Array]:
         """The conditioner's batch of the clips `jpg`, whose given frame has noise of `cond_aug` (b,)."""
+        given = batch['given'] if 'given' in batch else batch['jpg'][:, self.given]
         return {
-            **{k: v for k, v in batch.items() if k != 'jpg'},
-            **conditioning_frames(batch['jpg'][:, self.given], cond_aug, key),
+            **{k: v for k, v in batch.items() if k not in ('jpg', 'moments', 'given')},
+            **conditioning_frames(given, cond_aug, key),
         }
+
+    def beside(self, record: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`given`, the frame (h, w, 3) of which the clip is made: noise is drawn on it each time."""
+        return {'given': record['jpg'][self.given]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,14 +112,25 @@ class Images:
 
     num_frames: ClassVar = None
     makes: ClassVar = ()
+    fixed: ClassVar = ()
     sampling: ClassVar = ImageSampling
 
     def training_batch(
         self, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`jpg` (b, h, w, c), and all the rest."""
+        """`jpg` or `moments` (b, h, w, c), and all the rest."""
         del key
-        return batch['jpg'], {k: v for k, v in batch.items() if k != 'jpg'}
+        return batch[learned(batch)], {k: v for k, v in batch.items() if k != learned(batch)}
+
+    def beside(self, record: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Nothing."""
+        del record
+        return {}
+
+
+def learned(batch: Mapping[str, jax.Array]) -> str:
+    """The entry of a batch that is learned: `moments`, where a cache has them, or `jpg`."""
+    return 'moments' if 'moments' in batch else 'jpg'
 
 
 def conditioning_frames(

@@ -1,4 +1,4 @@
-"""Runs a model's frozen encoders over its pictures once, for training to read what they made.
+"""Runs a model's frozen encoders over its pictures or clips once, for training to read what they made.
 
 python -m sgm_jax.tools.cache_latents --config configs/sdxl_base.py --output /data/sdxl_cache
     --config.model.checkpoint=sd_xl_base_1.0.safetensors --config.data.path=/pictures [--visits 4]
@@ -81,15 +81,15 @@ def make(config, options: Options) -> int:
 
     folder = pathlib.Path(options.output).expanduser()
     engine = build(config)
-    if not isinstance(engine, DiffusionEngine) or engine.task.num_frames is not None:
-        raise UserError('a cache is made for diffusion models of pictures')
+    if not isinstance(engine, DiffusionEngine):
+        raise UserError('a cache is made for diffusion models; this config is of another')
     if engine.structure.shape.first_stage is None:
         raise UserError('this model works on pixels: there is nothing to keep')
     sources = {
         split: pipeline.make_source(config.data, split=split) for split in ('train', 'held_out')
     }
     if getattr(sources['train'], 'buckets', ()):
-        raise UserError('data.buckets: a cache holds pictures of one size; make one for each size')
+        raise UserError('data.buckets: a cache holds examples of one size; make one for each size')
     engine.check(sources['train'].record(0, None))
     lengths = {
         'train': len(sources['train']) * options.visits,
@@ -101,7 +101,7 @@ def make(config, options: Options) -> int:
         engine=engine,
         frozen=jax.device_put(engine.init_frozen(jax.random.key(config.seed))),
         source=sources['train'],
-        encode=make_encoder(engine.structure),
+        encode=make_encoder(engine.structure, engine.task),
         options=options,
         seed=config.seed,
         folder=folder,
@@ -180,6 +180,7 @@ def _encoded(work: Work, indices: range) -> Iterator[dict[str, np.ndarray]]:
             read_still = work.engine.structure.shape.conditioner.reads_beside(made)
             for place, (index, record) in enumerate(zip(group, records, strict=True)):
                 kept = {key: value for key, value in record.items() if key in read_still}
+                kept |= work.engine.task.beside(record)
                 kept |= {key: value[place] for key, value in made.items()}
                 broken = [k for k, v in kept.items() if _is_float(v) and not np.isfinite(v).all()]
                 if broken:
@@ -216,10 +217,10 @@ def _write_empty(work: Work) -> None:
     record = {k: v for k, v in work.source.record(0, None).items() if k != 'jpg'}
     record |= {key: np.asarray(value) for key, value in values.items()}
     batch = {key: np.asarray(value)[None] for key, value in record.items()}
-    made = work.encode(work.frozen, work.engine.prepare(batch))
+    made = work.encode(work.frozen, work.engine.prepare(batch)) if values else {}
     replaced = {
         index
-        for index in frozen_embedders(work.engine.structure)
+        for index in frozen_embedders(work.engine.structure, work.engine.task)
         if set(conditioner.slots[index].keys) & set(values)
     }
     empty = {
