@@ -27,7 +27,8 @@ demo: setup ## train a small video model on real clips and sample a video
 	$(VENV)/bin/python -m sgm_jax.tools.demo
 
 # A process a core, and a file of tests to each: compiling keeps only one core busy.
-PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+  --no-loadscope-reorder
 
 test: setup ## the tests, without the slow ones
 	$(PYTEST) -m 'not slow'

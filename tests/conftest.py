@@ -33,6 +33,27 @@ def _compile_once(tmp_path_factory):
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+# A file is one process's: a long one that begins last runs alone at the end.
+LONGEST = (
+    'test_memorise.py',
+    'test_sampling.py',
+    'test_command_lines.py',
+    'test_images.py',
+    'test_plan.py',
+    'test_gan_steps.py',
+    'test_cache_latents.py',
+    'test_autoencoding.py',
+    'test_training_run.py',
+    'test_convert.py',
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first; all others as they are."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
 # What neither the engine nor the compiled functions of a run depend on.
 _FREE = {'seed', 'data', 'pictures'}
 _FREE_TRAIN = {field.name for field in dataclasses.fields(Options)}
