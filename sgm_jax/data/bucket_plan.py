@@ -5,6 +5,7 @@ global batch: every host knows, without asking the others, that a step's batch h
 """
 
 import functools
+import itertools
 import logging
 
 import numpy as np
@@ -116,9 +117,10 @@ class BucketPlan:
 
     def order(self, begin: int = 0) -> list[tuple[int, ...]]:
         """The sizes that batches have, as they first come from batch `begin` on."""
-        batches = range(begin, begin + 2 * self.per_epoch // self.batch)
-        buckets = (self[batch * self.batch] // self.length - 1 for batch in batches)
-        return [self.sizes[bucket] for bucket in dict.fromkeys(buckets)]
+        found, batches = {}, itertools.count(begin)
+        while len(found) < len(self.members):
+            found.setdefault(self[next(batches) * self.batch] // self.length - 1)
+        return [self.sizes[bucket] for bucket in found]
 
     def describe(self) -> str:
         """Which buckets there are, and what is left over."""

@@ -5,6 +5,7 @@ number of threads, and not of the number of hosts. For the draws follow the posi
 which each batch is the next part, and a host reads those rows of each batch that its devices need.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -93,9 +94,15 @@ def _in_order(source: Source, seed: int, batch_size: int) -> grain.MapDataset:
     """Indices in the endless global order; `batch_size` is the global one."""
     if not getattr(source, 'buckets', ()):
         return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    plan = BucketPlan(source, batch=batch_size, seed=seed)
+    plan = _plan(source, batch_size, seed)
     LOG.info('%s', plan.describe())
     return grain.MapDataset.source(plan).seed(seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _plan(source: Source, batch_size: int, seed: int) -> BucketPlan:
+    # A run asks for its own twice: to read, and to know what is to come.
+    return BucketPlan(source, batch=batch_size, seed=seed)
 
 
 def sizes_to_come(
@@ -104,7 +111,7 @@ def sizes_to_come(
     """Of a source with buckets, the sizes of batches as they first come after `begin` of them; else none."""
     if not getattr(source, 'buckets', ()):
         return []
-    return BucketPlan(source, batch=batch_size, seed=seed).order(begin)
+    return _plan(source, batch_size, seed).order(begin)
 
 
 def held_out_batch(config_data: Mapping | Source, n: int) -> Batch:

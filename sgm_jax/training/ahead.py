@@ -19,7 +19,7 @@ class StepsAhead:
     """A context: a step that is called as any other, with those of known sizes compiled in the background.
 
     One size after the other: a compiler keeps the host's cores busy. A size that has not been announced is
-    compiled when it comes, as without this.
+    compiled when it comes, as without this. With several hosts each new size waits until all have its step.
     """
 
     def __init__(self, step: Step):
@@ -39,16 +39,18 @@ class StepsAhead:
         self, turn: str, state: Shapes, frozen: Shapes, batch: Shapes, key: Shapes
     ) -> None:
         """Such a step will come: arrays, or shapes with shardings. The first announced is the first made."""
-        place = _place(turn, batch)
+        place = sized(turn, batch)
         if place not in self._made:
             shapes = jax.tree.map(_shape, (state, frozen, batch, key))
             self._made[place] = self._worker.submit(self._compile, turn, *shapes)
 
     def __call__(self, turn: str, state: Any, frozen: Any, batch: Mapping, key: jax.Array) -> Any:
         """As `make_step`'s."""
-        place = _place(turn, batch)
+        place = sized(turn, batch)
         if place not in self._made:
-            return self._step(turn, state, frozen, batch, key)
+            if jax.process_count() == 1:
+                return self._step(turn, state, frozen, batch, key)
+            self.announce(turn, state, frozen, batch, key)
         made = self._made[place].result()
         if place not in self._used:
             self._used.add(place)
@@ -74,7 +76,8 @@ def resized(
         yield {**batch, 'jpg': jax.ShapeDtypeStruct(shape, jpg.dtype, sharding=jpg.sharding)}
 
 
-def _place(turn: str, batch: Mapping[str, Any]) -> tuple:
+def sized(turn: str, batch: Mapping[str, Any]) -> tuple:
+    """What a compiled step is for: a turn, and the shapes of a batch."""
     return turn, *sorted((name, tuple(x.shape)) for name, x in batch.items())
 
 

@@ -7,6 +7,7 @@ import jax
 
 from sgm_jax.parallel import flops
 from sgm_jax.parallel.topologies import peak_flops
+from sgm_jax.training.ahead import sized
 
 GIB = 2**30
 
@@ -22,7 +23,7 @@ class Work:
     def of(self, turn: str, *arguments: Any) -> float:
         """Of one step, over all devices: what the mathematics asks for. Traced when its shapes first come."""
         _, _, batch, _ = arguments
-        key = turn, tuple((name, value.shape) for name, value in batch.items())
+        key = sized(turn, batch)
         if key not in self._found:
             counted = flops.count(self._step.trace(turn, *arguments).jaxpr)
             self._found[key] = counted.total - counted.again

@@ -118,16 +118,8 @@ def make_step(
             out_shardings=(meshes.shardings(wanted), whole),
         )
 
-    ready = {}
-
     def run(turn: str, *arguments: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        if jax.process_count() == 1:
-            return compiled(turn)(*arguments)
-        if turn not in ready:
-            ready[turn] = compiled(turn).lower(*arguments).compile()
-            # The first collective does not wait as long as another host may compile.
-            agreement.wait_for_all('compiled')
-        return ready[turn](*arguments)
+        return compiled(turn)(*arguments)
 
     run.trace = lambda turn, *arguments: compiled(turn).trace(*arguments)
     return run
