@@ -1,8 +1,12 @@
-"""ArrayRecord files of tf.train.Examples, as TensorFlow Datasets prepares them; read without TensorFlow."""
+"""ArrayRecord files of tf.train.Examples, as TensorFlow Datasets prepares them, without TensorFlow."""
 
+import contextlib
+import os
 import pathlib
 import re
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from sgm_jax.data import places, tf_example
 from sgm_jax.data.damage import DamagedError
@@ -93,6 +97,31 @@ class ArrayRecords:
                 self.name(index), f'no {needed} in it; it has: {", ".join(sorted(features))}'
             )
         return None
+
+
+@contextlib.contextmanager
+def whole_array_record(path: pathlib.Path) -> Iterator[Any]:
+    """A writer of a file that takes its place only when all of it is on the disk.
+
+    Each record is a group of its own, as TensorFlow Datasets has it: it is read without others.
+
+    Raises:
+      RuntimeError: of the writer in C++, such as for want of room; nothing of the file is left.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    part = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
+    try:
+        writer = ArrayRecordWriter(str(part), 'group_size:1')
+        try:
+            yield writer
+        finally:
+            writer.close()
+        with part.open('rb') as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _of_split(found: Sequence[places.Entry], split: str) -> tuple[list[places.Entry], bool]:

@@ -24,7 +24,7 @@ def video_infos(
 
     def look(index: int) -> tuple[float, ...] | DamagedError:
         try:
-            info = clips.read_info(store.name(index), _part(store, index))
+            info = clips.read_info(store.name(index), bounds(store, index))
         except clips.UnreadableVideoError as error:
             return error
         return info.width, info.height, info.fps, info.duration, info.start
@@ -43,11 +43,12 @@ def video_infos(
                 fps=fps,
                 duration=duration,
                 start=int(start),
-                part=_part(store, index),
+                part=bounds(store, index),
             )
     return infos, wrong
 
 
-def _part(store: Store, index: int) -> places.Part | None:
+def bounds(store: Store, index: int) -> places.Part | None:
+    """Where a video's bytes are, as `clips.read_info` wants it: None for a whole file on this machine."""
     part = store.part(index)
     return None if part.size is None else part

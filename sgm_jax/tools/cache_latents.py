@@ -12,9 +12,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
-import uuid
 from collections.abc import Iterator
 
 import numpy as np
@@ -233,25 +231,16 @@ def _write_empty(work: Work) -> None:
 
 
 def _write(folder: pathlib.Path, split: str, number: int, count: int, made: Iterator[dict]) -> None:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     from sgm_jax.data import packed
+    from sgm_jax.data.array_records import whole_array_record
     from sgm_jax.data.cached_latents import shard_path
 
     place = shard_path(folder, split, number, count)
     if place.is_file():
         return
-    part = place.with_name(f'.{place.name}.{uuid.uuid4().hex[:8]}')
-    try:
-        writer = ArrayRecordWriter(str(part), 'group_size:1')
-        try:
-            for record in made:
-                writer.write(packed.pack(record))
-        finally:
-            writer.close()
-        os.replace(part, place)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_array_record(place) as writer:
+        for record in made:
+            writer.write(packed.pack(record))
     print(f'{place.name} is written')
 
 

@@ -15,6 +15,7 @@ from typing import Protocol
 from sgm_jax.data import clips, files, places
 from sgm_jax.data.damage import DamagedError
 from sgm_jax.data.stores import Store, open_store, open_videos, recognise
+from sgm_jax.data.video_index import bounds
 from sgm_jax.errors import UserError
 from sgm_jax.sampling.media import decode_image
 
@@ -207,9 +208,8 @@ class Videos:
     def look(self, number: int) -> Fact:
         store, index = self._store, self._numbers[number]
         about = Fact(number=number, name=self._short(store.name(index)))
-        part = store.part(index)
         try:
-            info = clips.read_info(store.name(index), None if part.size is None else part)
+            info = clips.read_info(store.name(index), bounds(store, index))
             data, text = store.picture(index), store.text(index)
         except DamagedError as error:
             return dataclasses.replace(about, damaged=error.reason)

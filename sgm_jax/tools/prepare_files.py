@@ -6,12 +6,11 @@ a file. What is done once (`Layout`, `write_metadata`) reads those.
 
 import dataclasses
 import hashlib
-import os
 import pathlib
-import uuid
 from collections.abc import Collection, Iterator, Sequence
 
 from sgm_jax.data import tf_example
+from sgm_jax.data.array_records import whole_array_record
 from sgm_jax.data.damage import DamagedError
 from sgm_jax.errors import UserError
 from sgm_jax.interop.whole_files import whole
@@ -145,27 +144,15 @@ def write_shard(job: Job, contents: Contents, shard: Shard) -> None:
     Raises:
       UserError: one of them is not what it was when it was looked at, or there is no room.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     examples = open_examples(job.given)
     target = pathlib.Path(shard.target)
-    part = target.with_name(f'.{target.name}.{uuid.uuid4().hex[:8]}')
     try:
-        # One record to a group, as TFDS writes them: each is read without others.
-        writer = ArrayRecordWriter(str(part), 'group_size:1')
-        try:
+        with whole_array_record(target) as writer:
             for fact in load(pathlib.Path(shard.facts)):
                 data = _read_again(examples, fact)
                 writer.write(tf_example.serialize(_features(contents, fact, data)))
-        finally:
-            writer.close()
-        with part.open('rb') as file:
-            os.fsync(file.fileno())
-        part.replace(target)
     except RuntimeError as error:  # of the writer in C++
         raise UserError(f'{target.name}: cannot be written ({str(error).split(";")[0]})') from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_metadata(
