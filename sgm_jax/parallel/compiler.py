@@ -17,6 +17,9 @@ OPTIONS = {
         # Sees that a donated parameter is read for the last time before its successor is written: a
         # small training step copied 1166 arrays of its state, and now copies none.
         'xla_cpu_copy_insertion_use_region_analysis': True,
+        # Keeps the barriers of jax.checkpoint until all is scheduled. Without them what is to be computed
+        # again is found to be there already, and kept: remat saved nothing.
+        'xla_disable_hlo_passes': 'cse_barrier_expander',
     },
 }
 
