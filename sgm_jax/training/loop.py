@@ -147,6 +147,7 @@ class _Run:
             Progress(steps=options.steps, begin=self.begin, enabled=first)
         )
         self.work = measures.Work(setup.step, self.mesh)
+        self.turns_told: set[str] = set()
         self.ahead = stack.enter_context(StepsAhead(setup.step))
         self.window = Window()
         # What is known of the newest step that was logged, by which checkpoints are ranked.
@@ -226,6 +227,10 @@ class _Run:
         turn = self.setup.engine.turn(self.step)
         arguments = (turn, self.state, self.frozen, batch, self.key)
         flops = self.work.of(*arguments)
+        if turn not in self.turns_told:
+            # Known from here on, when the first one is still to be compiled.
+            self.turns_told.add(turn)
+            LOG.info('%s', report.cost(turn, flops, self.mesh))
         self.profiler.before(self.step + 1)
         self.pulse.at(self.step, 'in the step')
         self.state, scalars = self.ahead(*arguments)

@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step: devices, parameters, memory."""
+"""What a run says of itself before its first step: devices, parameters, memory, and what a step costs."""
 
 import logging
 import math
@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from sgm_jax.parallel.estimate import EFFICIENCY
+from sgm_jax.parallel.topologies import peak_flops
 from sgm_jax.training.options import Options
 from sgm_jax.training.state import TrainState
 
@@ -69,6 +71,21 @@ def lines(mesh: jax.sharding.Mesh, state: TrainState, frozen: PyTree) -> list[st
     return said
 
 
+def cost(turn: str, flops: float, mesh: jax.sharding.Mesh) -> str:
+    """What a step of a turn costs each device and, where its peak is known, about how long that takes.
+
+    `flops` are over all devices, without what is computed again.
+    """
+    each, peak = flops / mesh.size, peak_flops(mesh.devices.flat[0])
+    said = f'a step{f" ({turn})" if turn else ""}: {_flops(each)} per device'
+    if peak:
+        said += (
+            f'; {each / (EFFICIENCY * peak):.3g} s at {EFFICIENCY:.0%} of its {_flops(peak)}/s, '
+            'an assumption'
+        )
+    return said
+
+
 def parameters(tree: PyTree) -> int:
     """How many numbers."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
@@ -83,6 +100,12 @@ def bytes_per_device(tree: PyTree) -> int:
 
 def _millions(count: int) -> str:
     return f'{count / 1e6:.1f} M' if count >= 1e5 else str(count)
+
+
+def _flops(count: float) -> str:
+    units = {'T': 1e12, 'G': 1e9, 'M': 1e6}
+    unit = next((unit for unit, size in units.items() if count >= size), 'M')
+    return f'{count / units[unit]:.4g} {unit}FLOP'
 
 
 def _size(count: int) -> str:
