@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+TRAIN = ('train.py', '--notest')
 # The tests' tiny model as a config file that a command line can name.
 CONFIG = """import sys
 sys.path.insert(0, {tests!r})
@@ -46,7 +47,9 @@ def free_port() -> int:
 def environment(devices: int) -> dict[str, str]:
     """Of a process with so many virtual devices, which compiles quickly."""
     flags = f'{QUICK} --xla_force_host_platform_device_count={devices}'
-    return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONUNBUFFERED': '1'}
+    path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+    own = dict(JAX_PLATFORMS='cpu', XLA_FLAGS=flags, PYTHONUNBUFFERED='1', PYTHONPATH=path)
+    return {**os.environ, **own}
 
 
 @dataclasses.dataclass
@@ -77,9 +80,14 @@ class Pair:
 
 @contextlib.contextmanager
 def started(
-    words: list, folder: pathlib.Path, *, count: int = 2, devices: int = 4
+    words: list,
+    folder: pathlib.Path,
+    *,
+    count: int = 2,
+    devices: int = 4,
+    program: tuple[str, ...] = TRAIN,
 ) -> Iterator[Pair]:
-    """`train.py` with these words in `count` processes; what still runs at the end is killed."""
+    """A program with these words in `count` processes; what still runs at the end is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     processes, outputs = [], []
@@ -87,8 +95,8 @@ def started(
         for index in range(count):
             outputs.append(folder / f'process_{index}.txt')
             file = stack.enter_context(outputs[-1].open('w'))
-            told = ('--notest', f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}')
-            line = [sys.executable, 'train.py', *map(str, words), *told, f'--process_id={index}']
+            told = (f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}')
+            line = [sys.executable, *program, *map(str, words), *told, f'--process_id={index}']
             options = dict(cwd=ROOT, env=environment(devices), stdout=file, stderr=file)
             processes.append(subprocess.Popen(line, **options))
             stack.callback(processes[-1].wait)

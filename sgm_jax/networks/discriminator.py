@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sgm_jax.networks import placement
 from sgm_jax.networks.layers import Keys, Statistic
 
 _INIT = nnx.initializers.normal(0.02)
@@ -123,8 +124,11 @@ class NLayerDiscriminator(nnx.Module):
                 f'the discriminator of {self.n_layers} layers needs pictures of {smallest}x{smallest} or '
                 f'more, got {x.shape[1]}x{x.shape[2]}; use fewer layers'
             )
+        x = placement.feature_map(x)
         for layer in self.main:
             x = layer(x, train=train) if isinstance(layer, (BatchNorm, ActNorm)) else layer(x)
+            # Else a kernel that is split by what it gives would have its feature map split so, too.
+            x = placement.feature_map(x)
         return x.astype(jnp.float32)
 
 
