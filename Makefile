@@ -44,6 +44,7 @@ bench: setup $(BENCH_INSTALLED) ## speed and memory beside PyTorch
 	$(VENV)/bin/python -m benchmarks.run
 	$(VENV)/bin/python -m benchmarks.adversarial_step
 	$(VENV)/bin/python -m benchmarks.logging_cost
+	$(VENV)/bin/python -m benchmarks.scaling
 
 clean: ## remove environments and caches, never runs
 	rm -rf $(VENV) $(BENCH_VENV) .pytest_cache .ruff_cache build dist *.egg-info
