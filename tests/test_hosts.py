@@ -142,7 +142,7 @@ def pair(tmp_path_factory) -> pathlib.Path:
     words = [f'--config={config}', f'--workdir={folder / "run"}']
     with processes.started(words, folder) as both:
         assert both.wait() == [0, 0], both.said(0) + both.said(1)
-        assert 'mesh: data=2, fsdp=4; 8 devices (cpu) in 2 processes' in both.said(0)
+        assert 'mesh: data=2, fsdp=4, context=1; 8 devices (cpu) in 2 processes' in both.said(0)
         assert 'mesh:' not in both.said(1)
     return folder / 'run'
 
