@@ -169,10 +169,16 @@ def test_two_processes_go_on_where_one_was_and_draw(alone, tmp_path):
     assert_same_numbers(alone, tmp_path / 'run', 4)
 
 
+def endless(folder: pathlib.Path) -> pathlib.Path:
+    """The config of a run that is to be ended; of the smallest model, for it is not about numbers."""
+    options = dict(mesh=MESH, model='smallest', **{**TRAIN, 'steps': 4000})
+    return processes.write_config(folder / 'c.py', **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_process_ends_the_other(victim, tmp_path):
-    config = processes.write_config(tmp_path / 'c.py', mesh=MESH, **{**TRAIN, 'steps': 4000})
+    config = endless(tmp_path)
     words = [f'--config={config}', f'--workdir={tmp_path / "run"}']
     with processes.started(words, tmp_path) as both:
         both.wait_until(lambda: (latest_step(tmp_path / 'run') or 0) >= 2)
@@ -191,7 +197,7 @@ def test_a_killed_process_ends_the_other(victim, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path):
-    config = processes.write_config(tmp_path / 'c.py', mesh=MESH, **{**TRAIN, 'steps': 4000})
+    config = endless(tmp_path)
     words = [f'--config={config}', f'--workdir={tmp_path / "run"}']
     words.append('--config.train.checkpoint_every=1000')
     with processes.started(words, tmp_path) as both:
