@@ -7,7 +7,7 @@ python sample.py --checkpoint runs/mnist --cls 7 --count 16 --output sevens.png
 
 The checkpoint is the workdir of a run, an sgm file (.safetensors, .ckpt) or a diffusers folder. Videos are
 written as .mp4, .gif, .webp or .png (a strip of frames), pictures as .png, .jpg or .webp. What is not given
-is as in the config's `sample`.
+is as in the config's `sample`. What does not fit one device is made over several: --mesh context=4.
 """
 
 from absl import flags
@@ -20,6 +20,7 @@ OUTPUT = flags.DEFINE_string('output', None, 'where it goes; the suffix is the f
 PROMPTS = flags.DEFINE_string('prompts', None, 'a text file with a prompt on each line')
 REFINER = flags.DEFINE_string('refiner', None, 'a checkpoint that takes the last steps')
 DTYPE = flags.DEFINE_string('dtype', None, 'float32, bfloat16 or float16, but for the first stage')
+MESH = flags.DEFINE_string('mesh', None, 'several devices: data=2,fsdp=-1,context=2')
 CACHE = flags.DEFINE_bool('cache', True, 'keep compiled programs for the next start')
 WATERMARK = flags.DEFINE_bool('watermark', False, 'an invisible mark on pictures')
 OPTIONS = (
@@ -71,6 +72,7 @@ def main() -> int:
         prompts=PROMPTS.value,
         refiner=REFINER.value,
         dtype=DTYPE.value,
+        mesh=MESH.value,
         mark=WATERMARK.value,
         keep_compiled=CACHE.value,
         **{option.name: option.value for option in OPTIONS},

@@ -128,6 +128,7 @@ def test_mistakes_in_the_words_of_sample(run, tmp_path):
         (dict(image=broken), 'broken.png: not a readable picture'),
         (dict(checkpoint=tmp_path), 'neither the workdir of a run nor a .safetensors file'),
         (dict(height=17), 'size 17x16 is not divisible by 2.*use 16x16'),
+        (dict(mesh='data=3'), 'mesh: data=3, fsdp=1, context=1 does not fit 1 devices'),
     ):
         words = [f'--{k}={v}' for k, v in {**good, **change}.items()]
         assert_mistake(command('sample.py', *words), message)

@@ -19,6 +19,7 @@ from sgm_jax.diffusion.guiders import guide
 from sgm_jax.diffusion.loss import StandardDiffusionLoss
 from sgm_jax.diffusion.samplers import Sampler
 from sgm_jax.engines.caching import fingerprint
+from sgm_jax.engines.devices import ONE, Devices
 from sgm_jax.engines.looking import look, losses_of
 from sgm_jax.engines.model import DiffusionModel, build_model
 from sgm_jax.engines.protocol import Gradients, Players, gradients_of
@@ -46,6 +47,7 @@ class DiffusionEngine:
     sampling: Sampling
     weights: Weights
     encoders: tuple = ()
+    devices: Devices = ONE
 
     @classmethod
     def from_config(
@@ -222,12 +224,11 @@ class DiffusionEngine:
           guided: whether there is an unconditional pass; without it uncond is None, and costs nothing.
         """
         zeroed = self.sampling.zero if zero is None else zero
-        embed = lambda told, hidden: self._condition(
-            params,
-            frozen,
-            self._tokenize(told),
-            {name: np.bool_(name in hidden) for name in self.sampling.zero},
-        )
+
+        def embed(told: Batch, hidden: Sequence[str]) -> dict[str, jax.Array]:
+            zero = {name: np.bool_(name in hidden) for name in self.sampling.zero}
+            return self._condition(params, frozen, self.devices.put(self._tokenize(told)), zero)
+
         cond = embed(batch, ())
         return cond, embed(batch if without is None else without, zeroed) if guided else None
 
@@ -247,13 +248,18 @@ class DiffusionEngine:
 
         return jit(validate)
 
+    def _sampled(self, params: PyTree, frozen: PyTree) -> DiffusionModel:
+        return self.structure.merge(*self.devices.whole((params, frozen)))
+
     @functools.cached_property
     def _condition(self) -> Callable:
         def condition(params, frozen, batch, zero):
-            model = self.structure.merge(params, frozen)
+            model = self._sampled(params, frozen)
             # Some entries have a row for each frame, others one for each clip.
             examples = min(map(len, batch.values()), default=0)
-            return model.condition(batch, zero=zero, **self._video(examples, self.task.num_frames))
+            video = self._video(examples, self.task.num_frames)
+            with self.devices.over(examples):
+                return model.condition(batch, zero=zero, **video)
 
         return jit(condition)
 
@@ -293,10 +299,17 @@ class DiffusionEngine:
             # The driver scales its x by the root, as if it were pure noise.
             noise = 0.0 if noised else sigmas[0] * x
             x = (start + noise) / np.sqrt(1 + np.float32(sigmas[0]) ** 2)
-        scales = sampling.guider.scales()
+        told, scales = self.devices.put(told), sampling.guider.scales()
         step = functools.partial(self._step(sampling.sampler), params, frozen, *told, scales)
-        noise = lambda call: _noise(keys, 1 + call, shape)
-        return sample(sampling.sampler, step, x, sigmas, noise=noise, progress=progress)
+        laid = self.devices.put
+        return sample(
+            sampling.sampler,
+            lambda carry, scalars, noise: step(laid(carry), scalars, laid(noise)),
+            x,
+            sigmas,
+            noise=lambda call: _noise(keys, 1 + call, shape),
+            progress=progress,
+        )
 
     def _step(self, sampler: Sampler) -> Callable:
         # Kept, for it holds what was compiled.
@@ -304,21 +317,27 @@ class DiffusionEngine:
         if sampler not in steps:
 
             def step(params, frozen, cond, uncond, scales, carry, scalars, noise):
-                model = self.structure.merge(params, frozen)
+                model = self._sampled(params, frozen)
                 single = self._denoise(model, self.task.num_frames)
                 guided = lambda x, sigma: guide(single, x, sigma, cond, uncond, scales)
-                return sampler.step(carry, guided, scalars, noise)
+                samples = len(carry['x']) // (self.task.num_frames or 1)
+                with self.devices.over(samples if scales is None else 2 * samples):
+                    return sampler.step(carry, guided, scalars, noise)
 
             steps[sampler] = jit(step)
         return steps[sampler]
 
     def encode(self, params: PyTree, frozen: PyTree, images: jax.Array) -> jax.Array:
         """Images (n, h, w, 3) in [-1, 1] to their likeliest scaled latents."""
-        return self._encode(params, frozen, images)
+        return self._encode(params, frozen, self.devices.put(images))
 
     @functools.cached_property
     def _encode(self) -> Callable:
-        return jit(lambda params, frozen, x: self.structure.merge(params, frozen).encode(x))
+        def encode(params, frozen, x):
+            with self.devices.over(len(x)):
+                return self._sampled(params, frozen).encode(x)
+
+        return jit(encode)
 
     def decode(
         self,
@@ -358,7 +377,8 @@ class DiffusionEngine:
             first = start
             if self.decodes_clips:
                 first = min(max(start - overlap, 0), num_frames - window)
-            part = self._decode(params, frozen, clips[:, first : first + window])
+            seen = self.devices.put(clips[:, first : first + window])
+            part = self._decode(params, frozen, seen)
             yield part[:, start - first : start - first + chunk]
 
     @property
@@ -370,9 +390,10 @@ class DiffusionEngine:
     @functools.cached_property
     def _decode(self) -> Callable:
         def decode(params, frozen, clips):
-            model = self.structure.merge(params, frozen)
+            model = self._sampled(params, frozen)
             frames = clips.reshape(-1, *clips.shape[2:])
-            images = model.decode(frames, num_frames=clips.shape[1])
+            with self.devices.over(len(clips) if self.decodes_clips else len(frames)):
+                images = model.decode(frames, num_frames=clips.shape[1])
             return images.reshape(*clips.shape[:2], *images.shape[1:])
 
         return jit(decode)

@@ -32,7 +32,7 @@ class Placement:
     def examples(self, count: int) -> tuple[str, ...] | None:
         """The axes of the mesh that `count` examples are split over."""
         size = math.prod(self.mesh.shape[axis] for axis in self.batch)
-        return self.batch if count % size == 0 else None
+        return self.batch if self.batch and count % size == 0 else None
 
     def pixels(self, count: int) -> str | None:
         """The axis of the mesh that `count` rows, columns or pixels are split over."""

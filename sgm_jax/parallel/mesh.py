@@ -48,6 +48,23 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> jax.
     )
 
 
+def parse(text: str) -> dict[str, int]:
+    """The sizes that a flag names: 'data=2,fsdp=-1'.
+
+    Raises:
+      UserError: not of that form.
+    """
+    try:
+        pairs = [
+            (axis.strip(), int(size)) for axis, size in (w.split('=') for w in text.split(','))
+        ]
+    except ValueError:
+        pairs = []
+    if not pairs or len(dict(pairs)) < len(pairs):
+        raise UserError(f'mesh is {text!r}; give sizes by axis, as data=2,fsdp=-1')
+    return dict(pairs)
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -104,6 +121,13 @@ def abstract(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
 def shardings(tree: PyTree) -> PyTree:
     """The shardings of an abstract tree."""
     return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def bytes_per_device(tree: PyTree) -> int:
+    """What one device holds of arrays, or of shapes with shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
 
 def check_batch(batch_size: int, mesh: jax.sharding.Mesh) -> None:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sgm_jax.engines.model import check_pixels
 from sgm_jax.engines.sampling import Sampling
 from sgm_jax.engines.structure import to_uint8
 from sgm_jax.errors import UserError
@@ -134,10 +133,11 @@ def _size(model, height, width, aspect) -> tuple[int, int]:
     if aspect is not None:
         if height is not None or width is not None:
             raise UserError('aspect goes without height and width; give one of the two')
-        return buckets.nearest(aspect, own, model.engine.factor)
-    size = (own[0] if height is None else height, own[1] if width is None else width)
-    at_least_one(height=size[0], width=size[1])
-    check_pixels(model.engine.factor, *size)
+        size = buckets.nearest(aspect, own, model.engine.factor)
+    else:
+        size = (own[0] if height is None else height, own[1] if width is None else width)
+        at_least_one(height=size[0], width=size[1])
+    model.check_size(size)
     return size
 
 
@@ -274,6 +274,8 @@ def _handed_off(first: _Part, refiner, handoff, told, choices) -> list[_Part]:
     """The way of one model as that of two: the second goes on where the first leaves the noise."""
     if refiner.engine.latent_channels != first.model.engine.latent_channels:
         raise UserError('the refiner has other latents than the model; give one of the same family')
+    if refiner.devices != first.model.devices:
+        raise UserError('the refiner lies on other devices than the model; load both with one mesh')
     steps = len(first.sigmas) - 1
     cut = steps - round(handoff * steps)
     sampling = refiner.engine.sampling.with_choices(**choices)

@@ -15,12 +15,14 @@ import numpy as np
 
 from sgm_jax.config import check_keys, load_config
 from sgm_jax.engines import DiffusionEngine, Engine, build
+from sgm_jax.engines.devices import ONE, Devices, over_mesh
 from sgm_jax.engines.first_stages import DTYPES
 from sgm_jax.engines.model import check_pixels
 from sgm_jax.engines.structure import to_uint8
 from sgm_jax.engines.tasks import Images, ImageToOrbit, ImageToVideo
 from sgm_jax.errors import UserError
 from sgm_jax.interop import checkpoint_files, hub, workdir_files
+from sgm_jax.parallel import mesh as meshes
 from sgm_jax.sampling.images import sample_images
 from sgm_jax.sampling.inputs import to_float
 from sgm_jax.sampling.orbits import sample_orbits
@@ -81,10 +83,22 @@ class LoadedModel:
             )
         return SAMPLE[type(self.engine.task)]
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises a UserError for a (height, width) in pixels that the model, or its mesh, does not divide."""
+        check_pixels(self.engine.factor, *size)
+        mesh = self.devices.mesh
+        if mesh is not None:
+            meshes.check_rows(self.engine.latent_size(size)[0], mesh)
+
+    @property
+    def devices(self) -> Devices:
+        """What the weights lie on, and samples are made on."""
+        return getattr(self.engine, 'devices', ONE)
+
     def encode(self, images: np.ndarray) -> np.ndarray:
         """The likeliest latents (b, h/f, w/f, z) of uint8 images, scaled as the network sees them."""
         images = np.asarray(images)
-        check_pixels(self.engine.factor, *images.shape[1:3])
+        self.check_size(images.shape[1:3])
         return np.asarray(self.engine.encode(self.params, self.frozen, to_float(images)))
 
     def decode(self, latents: np.ndarray, *, decode_chunk: int | None = None) -> np.ndarray:
@@ -104,6 +118,7 @@ def load(
     config: ml_collections.ConfigDict | str | None = None,
     *,
     dtype: str | None = None,
+    mesh: Mapping[str, int] | None = None,
 ) -> LoadedModel:
     """A model from a workdir or a published checkpoint.
 
@@ -114,12 +129,15 @@ def load(
       dtype: what the network and the text encoders are held and computed in: 'float32', 'bfloat16' or
         'float16'; the first stage stays as it is. None: weights as they are in the file, computed as the
         config says.
+      mesh: sizes of the axes data, fsdp and context, one of which may be -1 (the rest): each weight is read
+        into its parts on the devices, and samples are made over all of them. None: the first device.
 
     Raises:
-      UserError: nothing is there, it is of an unknown kind, or its tensors do not fit the config.
+      UserError: nothing is there, it is of an unknown kind, its tensors do not fit the config, or the mesh
+        not the devices.
     """
     with _without_collector():
-        return _load(hub.local(path), config, dtype)
+        return _load(hub.local(path), config, dtype, mesh)
 
 
 @contextlib.contextmanager
@@ -135,7 +153,10 @@ def _without_collector() -> Iterator[None]:
 
 
 def _load(
-    path: pathlib.Path, config: ml_collections.ConfigDict | str | None, dtype: str | None
+    path: pathlib.Path,
+    config: ml_collections.ConfigDict | str | None,
+    dtype: str | None,
+    mesh: Mapping[str, int] | None,
 ) -> LoadedModel:
     if isinstance(config, str):
         config = load_config(config)
@@ -154,16 +175,18 @@ def _load(
         config.model.update(checkpoint=str(path), first_stage_checkpoint='', from_scratch=False)
     if dtype is not None:
         _set_dtype(config, dtype)
-    engine = build(config)
+    engine = build(config) if mesh is None else over_mesh(build(config), mesh)
+    devices = getattr(engine, 'devices', ONE)
     if workdir:
-        wanted = jax.eval_shape(engine.init, jax.random.key(0))
+        wanted = devices.abstract(jax.eval_shape(engine.init, jax.random.key(0)))
         params = _cast(workdir_files.read_ema(path, wanted), dtype)
-        frozen = jax.device_put(engine.init_frozen(jax.random.key(0), training=False))
+        frozen = engine.init_frozen(jax.random.key(0), training=False)
+        frozen = jax.tree.map(devices.put_weight, frozen)
     else:
         # Each as soon as it is read, and waited for: a file never lies in memory a second time, and what
         # it was read into is there for the next one.
         place = lambda entry, array: jax.block_until_ready(
-            jax.device_put(_held(entry.path, array, dtype))
+            devices.put_weight(_held(entry.path, array, dtype))
         )
         params, frozen = engine.weights.all(place)
     return LoadedModel(engine=engine, params=params, frozen=frozen)

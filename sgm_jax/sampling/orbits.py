@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgm_jax.conditioning import cameras
-from sgm_jax.engines.model import check_pixels
 from sgm_jax.engines.tasks import CAMERAS, conditioning_frames
 from sgm_jax.errors import UserError
 from sgm_jax.sampling.inputs import Image, at_least_one, each, not_negative, to_float
@@ -84,7 +83,7 @@ def sample_orbits(
     not_negative(cond_aug=aug, decode_overlap=overlap)
     path = _path(model, frames, elevations, azimuths, orbit, seed)
     size = (pick(height, 'height'), pick(width, 'width'))
-    check_pixels(model.engine.factor, *size)
+    model.check_size(size)
     ratio = pick(frame_ratio, 'frame_ratio')
     images = np.stack(
         [

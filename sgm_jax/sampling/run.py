@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from sgm_jax.errors import UserError
 from sgm_jax.parallel import cache
+from sgm_jax.parallel import mesh as meshes
 from sgm_jax.sampling import media, watermark
 from sgm_jax.sampling.inputs import numbers, read_prompts
 from sgm_jax.sampling.subjects import list_pictures
@@ -25,6 +26,7 @@ def run(
     prompts: str | None = None,
     refiner: str | None = None,
     dtype: str | None = None,
+    mesh: str | None = None,
     mark: bool = False,
     keep_compiled: bool = True,
     **options: Any,
@@ -53,12 +55,15 @@ def run(
         options['prompt'] = read_prompts(prompts)
     if mark:
         watermark.check_installed()
+    held = dict(dtype=dtype, mesh=meshes.parse(mesh) if mesh is not None else None)
     cache.keep_compiled(keep_compiled)
     from sgm_jax.sampling.load import load
 
-    model = load(checkpoint, config, dtype=dtype)
+    model = load(checkpoint, config, **held)
+    if mesh is not None:
+        _log_devices(model)
     if refiner:
-        options['refiner'] = load(refiner, dtype=dtype)
+        options['refiner'] = load(refiner, **held)
     given = {name: value for name, value in options.items() if value is not None}
     model.check_options(given)
     if model.makes_videos:
@@ -76,6 +81,12 @@ def run(
         settings = {**given, 'checkpoint': checkpoint, 'refiner': refiner, 'dtype': dtype}
         _write_images(pathlib.Path(output), found, settings)
     return 0
+
+
+def _log_devices(model: Any) -> None:
+    mesh, held = model.devices.mesh, meshes.bytes_per_device((model.params, model.frozen))
+    axes = ', '.join(f'{name}={size}' for name, size in mesh.shape.items())
+    LOG.info('mesh: %s; %.2f GiB of weights on each of %d devices', axes, held / 2**30, mesh.size)
 
 
 def _sample(model: Any, given: Mapping[str, Any]) -> np.ndarray:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sgm_jax.engines.model import check_pixels
 from sgm_jax.engines.structure import to_uint8
 from sgm_jax.engines.tasks import conditioning_frames
 from sgm_jax.errors import UserError
@@ -82,7 +81,7 @@ def sample_videos(
         raise UserError(f'motion_bucket is {motion}; give 0 (still) to 255')
     not_negative(cond_aug=aug)
     size = (pick(height, 'height'), pick(width, 'width'))
-    check_pixels(engine.factor, *size)
+    model.check_size(size)
     images = read_images(image, size)
     engine = model.with_frames(numbers['num_frames'])
     sampling = engine.sampling.with_choices(

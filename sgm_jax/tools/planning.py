@@ -17,9 +17,9 @@ from sgm_jax.engines.ahead import trace_sampling
 from sgm_jax.errors import UserError
 from sgm_jax.parallel import flops, hlo
 from sgm_jax.parallel import mesh as meshes
+from sgm_jax.parallel.mesh import bytes_per_device
 from sgm_jax.parallel.topologies import Topology
 from sgm_jax.platforms import target
-from sgm_jax.training.report import bytes_per_device
 from sgm_jax.training.setup import Setup
 
 PyTree = Any

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from sgm_jax.parallel.estimate import EFFICIENCY
+from sgm_jax.parallel.mesh import bytes_per_device
 from sgm_jax.parallel.topologies import peak_flops
 from sgm_jax.training.options import Options
 from sgm_jax.training.state import TrainState
@@ -89,13 +90,6 @@ def cost(turn: str, flops: float, mesh: jax.sharding.Mesh) -> str:
 def parameters(tree: PyTree) -> int:
     """How many numbers."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-
-
-def bytes_per_device(tree: PyTree) -> int:
-    """What one device holds of arrays, or of shapes with shardings."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
 
 
 def _millions(count: int) -> str:
