@@ -78,6 +78,11 @@ class Devices:
         """Shapes of parameters with the shardings that `put_weight` gives them."""
         return tree if self.mesh is None else meshes.abstract(tree, self.mesh)
 
+    def abstract_inputs(self, tree: PyTree) -> PyTree:
+        """Shapes of what else a program is given, with the shardings that `put` gives it, on a mesh."""
+        place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding(x.shape))
+        return jax.tree.map(place, tree)
+
 
 ONE = Devices()
 

@@ -2,6 +2,7 @@
 
 python -m sgm_jax.tools.plan --config configs/svd.py --topology v5p:4x4x4
 python -m sgm_jax.tools.plan --config configs/sdxl_base.py --topology v5e-16 --sample
+python -m sgm_jax.tools.plan --config configs/svd.py --topology v5e:2x2 --sample --mesh context=4
 python -m sgm_jax.tools.plan --config configs/svd.py --topology v5e-256 --search
 
 Compiles the very train step (or, with --sample, the sampler's step and the decoder) ahead of time. JAX runs
@@ -24,6 +25,7 @@ def define_flags() -> None:
     cli.define_config('what to plan: FILE.py[:VARIANT]')
     flags.DEFINE_string('topology', None, 'v5e-16, v5p:4x4x4, 8xH100, cpu:8')
     flags.DEFINE_bool('sample', False, 'sampling on one device, in place of training on all')
+    flags.DEFINE_string('mesh', None, 'with --sample, all devices: data=2,fsdp=-1,context=2')
     flags.DEFINE_integer('samples', 1, 'samples at once, with --sample', lower_bound=1)
     flags.DEFINE_bool('search', False, 'try remat, meshes and batches; show the best that fits')
     flags.DEFINE_string('json', None, 'a file to which each plan is added, as a line of JSON')
@@ -34,8 +36,13 @@ def main() -> int:
         raise UserError('give --config FILE.py, such as --config configs/svd.py')
     if not FLAGS.topology:
         raise UserError('give --topology NAME, such as --topology v5e-16 or v5p:4x4x4')
+    if FLAGS.mesh is not None and not FLAGS.sample:
+        raise UserError(
+            '--mesh is for --sample; of a training it is --config.mesh.data=2, and so on'
+        )
     topology = topologies.parse(FLAGS.topology)
     topologies.prepare_process(topology)
+    from sgm_jax.parallel import mesh as meshes
     from sgm_jax.tools import plan_report, plan_search, planning
 
     if FLAGS.search:
@@ -48,7 +55,8 @@ def main() -> int:
         _show(plan_report.report(best))
         return 0
     if FLAGS.sample:
-        plan = planning.plan_sampling(FLAGS.config, topology, count=FLAGS.samples)
+        mesh = None if FLAGS.mesh is None else meshes.parse(FLAGS.mesh)
+        plan = planning.plan_sampling(FLAGS.config, topology, count=FLAGS.samples, mesh=mesh)
     else:
         plan = planning.plan_training(FLAGS.config, topology)
     _keep(plan)

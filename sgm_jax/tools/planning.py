@@ -1,6 +1,7 @@
 """Compiling a config's very programs for hardware that may not be here, and what that tells."""
 
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from sgm_jax.config import plain
 from sgm_jax.engines import DiffusionEngine, Engine
 from sgm_jax.engines import build as build_engine
 from sgm_jax.engines.ahead import trace_sampling
+from sgm_jax.engines.devices import over_mesh
 from sgm_jax.errors import UserError
 from sgm_jax.parallel import flops, hlo
 from sgm_jax.parallel import mesh as meshes
@@ -123,21 +125,35 @@ def plan_training(config: ml_collections.ConfigDict, topology: Topology) -> Plan
     )
 
 
-def plan_sampling(config: ml_collections.ConfigDict, topology: Topology, *, count: int = 1) -> Plan:
-    """Compiles what sample.py runs for `count` samples, on one device of the topology.
+def plan_sampling(
+    config: ml_collections.ConfigDict,
+    topology: Topology,
+    *,
+    count: int = 1,
+    mesh: Mapping[str, int] | None = None,
+) -> Plan:
+    """Compiles what sample.py runs for `count` samples, on one device of the topology, or over a mesh of all.
 
-    The denoiser's step with its guidance, and the decoder; the weights of all parts stay on the device.
+    The denoiser's step with its guidance, and the decoder; the weights of all parts stay on the devices.
+
+    Raises:
+      UserError: a mesh of other sizes than the topology has, or that does not divide the latents.
     """
     sharding = jax.sharding.SingleDeviceSharding(topology.one().devices()[0])
-    place = lambda tree: _placed(tree, sharding)
+    place = hold = lambda tree: _placed(tree, sharding)
     with target(topology.platform):
         engine = build_engine(config)
+        if mesh is not None:
+            engine = over_mesh(engine, mesh, topology.devices())
+            place, hold = engine.devices.abstract_inputs, engine.devices.abstract
+            size = engine.latent_size((engine.sampling.height, engine.sampling.width))
+            meshes.check_rows(size[0], engine.devices.mesh)
         if not isinstance(engine, DiffusionEngine):
             return _plan_reconstruction(engine, config, topology, count, place)
         batch = batch_shapes(engine, config, count)
         weights = (
-            place(jax.eval_shape(engine.init, jax.random.key(0))),
-            place(engine.frozen_shapes(training=False)),
+            hold(jax.eval_shape(engine.init, jax.random.key(0))),
+            hold(engine.frozen_shapes(training=False)),
         )
         traced = trace_sampling(engine, *weights, batch, count=count, place=place)
         programs = {name: compiled(x, topology) for name, x in traced.items()}
@@ -145,7 +161,9 @@ def plan_sampling(config: ml_collections.ConfigDict, topology: Topology, *, coun
     chunk = engine.sampling.decode_chunk or (engine.task.num_frames or count)
     chunks = -(-(engine.task.num_frames or count) // chunk)
     runs = {'step': steps, 'decode': chunks}
-    return _on_one_device(topology, config, count, *weights, programs=programs, runs=runs)
+    plan = _on_one_device(topology, config, count, *weights, programs=programs, runs=runs)
+    sizes = {} if mesh is None else dict(engine.devices.mesh.shape)
+    return dataclasses.replace(plan, mesh=sizes, devices=math.prod(sizes.values()))
 
 
 def _sigmas(engine) -> np.ndarray:
