@@ -125,6 +125,23 @@ def test_open_loops_are_counted_once_and_said():
     assert (found.open_loops, found.cycles) == (1, 5 * 7 + 100)
 
 
+def test_a_loop_is_as_long_as_its_condition_says():
+    condition = """%never (t.2: (s32[], f32[100])) -> pred[] {
+  %t.2 = (s32[], f32[100]) parameter(0)
+  %many = s32[]{:T(128)} constant(10)
+  %i = s32[]{:T(128)} get-tuple-element(%t.2), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i, %many), direction=LT
+}
+
+ENTRY"""
+    text = PROGRAM.replace('"known_trip_count":{"n":"3"}', '').replace('ENTRY', condition)
+    found = hlo.read(text)
+    assert (found.open_loops, found.cycles) == (0, 10 * 5 * 7 + 100)
+    # What counts otherwise is not known.
+    found = hlo.read(text.replace('direction=LT', 'direction=GT'))
+    assert (found.open_loops, found.cycles) == (1, 5 * 7 + 100)
+
+
 @pytest.mark.parametrize(
     ('text', 'size'),
     [
@@ -230,11 +247,11 @@ SVD = 'configs/svd.py:tiny'
 CONFIG = """
 import sys
 sys.path.insert(0, 'tests')
-import tiny
+import smallest
 
 
 def get_config(variant=''):
-    config = tiny.config(batch_size=4)
+    config = smallest.config(batch_size=4)
     config.mesh = {'data': 2, 'fsdp': 2}
     return config
 """
@@ -271,7 +288,7 @@ def test_the_tool_plans_a_training_on_devices_that_share_a_cpu(planned):
 
 
 def test_samples_over_a_mesh(tmp_path):
-    (tmp_path / 'small.py').write_text(CONFIG)
+    (tmp_path / 'small.py').write_text(CONFIG.replace('smallest', 'tiny'))
     done = run_tool(
         *('--config', str(tmp_path / 'small.py'), '--topology', 'cpu:4'),
         *('--sample', '--mesh', 'fsdp=2,context=-1', '--json', str(tmp_path / 'plans.jsonl')),
@@ -290,20 +307,22 @@ def test_the_plans_memory_is_xlas_own(planned, tmp_path):
     code = """
 import os, sys
 sys.path[:0] = ['tests', '.']
-import jax, jax.numpy as jnp, numpy as np, tiny
+import jax, jax.numpy as jnp, numpy as np, smallest
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.training.setup import Setup
-config = tiny.config(batch_size=4)
+config = smallest.config(batch_size=4)
 config.mesh = {'data': 2, 'fsdp': 2}
 setup = Setup.from_config(config)
 place = lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s)
 over, whole = meshes.over_batch(setup.mesh), meshes.replicated(setup.mesh)
 from sgm_jax.data import pipeline
 batch = setup.engine.prepare(next(pipeline.make_iterator(config.data, batch_size=4, seed=0)))
-frozen = jax.tree.map(lambda x: place(x, whole), setup.engine.init_frozen(jax.random.key(0)))
+frozen = meshes.abstract(setup.engine.init_frozen(jax.random.key(0)), setup.mesh)
 batch = {k: place(v, over) for k, v in batch.items()}
 key = place(jax.random.key(0), whole)
-memory = setup.step.trace('', setup.wanted, frozen, batch, key).lower().compile().memory_analysis()
+turn = setup.engine.turn(0)
+program = setup.step.trace(turn, setup.wanted, frozen, batch, key).lower().compile()
+memory = program.memory_analysis()
 print(memory.argument_size_in_bytes, memory.temp_size_in_bytes)
 """
     flags = '--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4'
@@ -363,6 +382,40 @@ def test_a_tpu_that_is_not_here(tmp_path):
     done = run_tool('--config', str(tmp_path / 'small.py'), '--topology', 'v5e:2x2')
     assert done.returncode == 0, done.stderr
     assert "rests on: XLA's estimated cycles" in done.stdout
+
+
+GPU = """
+from sgm_jax.parallel import hlo, topologies
+topology = topologies.parse('8xH100')
+topologies.prepare_process(topology)
+import jax, jax.numpy as jnp
+from sgm_jax.networks.attention import attend
+from sgm_jax.platforms import target
+sharding = jax.sharding.SingleDeviceSharding(topology.one().devices()[0])
+for queries, keys in ((25, 25), (128, 77), (14, 14)):
+    one = lambda n: jax.ShapeDtypeStruct((8, n, 2, 64), jnp.bfloat16, sharding=sharding)
+    shapes = one(queries), one(keys), one(keys)
+    with target('gpu'):
+        loss = lambda q, k, v: attend(q, k, v).astype(jnp.float32).sum()
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*shapes)
+        text = traced.lower(lowering_platforms=('cuda',)).compile().as_text()
+    print(sorted(hlo.read(text).custom_calls))
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec('jax_plugins') is None
+    or importlib.util.find_spec('jax_plugins.xla_cuda13') is None,
+    reason='needs the CUDA plugin: pip install "jax[cuda13]"',
+)
+def test_flash_attention_on_a_gpu_that_is_not_here():
+    # Odd numbers of frames and words, too, with a gradient.
+    done = subprocess.run(
+        [sys.executable, '-c', GPU], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    kernels = "['__cudnn$fmhaSoftmax', '__cudnn$fmhaSoftmaxBackward']"
+    assert done.stdout.splitlines() == [kernels] * 3
 
 
 def test_collectives_of_a_program_that_was_just_compiled():

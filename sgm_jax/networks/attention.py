@@ -70,12 +70,18 @@ def _xla(q, k, v, bias, causal):
 
 
 def _cudnn(q, k, v, bias, causal):
-    # cuDNN's flash attention has half-precision kernels only, for heads of at most 128. Its gradients
-    # with a bias need even numbers of tokens.
+    # cuDNN's flash attention has half-precision kernels only, for heads of at most 128.
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     if not half or q.shape[-1] > 128 or q.shape[-1] % 8 or bias is not None:
         return _xla(q, k, v, bias, causal)
-    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation='cudnn')
+    queries, keys, lengths = q.shape[1], k.shape[1], {}
+    if queries % 2 or keys % 2:
+        # JAX has no gradient for odd numbers of tokens (25 frames, 77 words): one more, which is masked.
+        q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+        counts = lambda n: jnp.full((len(q),), n, jnp.int32)
+        lengths = dict(query_seq_lengths=counts(queries), key_value_seq_lengths=counts(keys))
+    attend = jax.nn.dot_product_attention
+    return attend(q, k, v, is_causal=causal, implementation='cudnn', **lengths)[:, :queries]
 
 
 def _blockwise(q, k, v, bias, causal):

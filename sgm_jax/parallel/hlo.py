@@ -27,6 +27,9 @@ _CALLED = re.compile(
 )
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# Where a compiler says nothing (TPU), a loop counts up to a constant: what its condition compares with.
+_LESS = re.compile(r'direction=LT\b')
+_NUMBER = re.compile(r'^(\d+)\)')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _GROUPS = re.compile(r'replica_groups=\{\{([\d,]*)\}')
@@ -95,7 +98,7 @@ def read(text: str) -> Program:
                 found[kind] = _add(found[kind], one(x, kind), calls + fused)
             elif x.op == 'custom-call':
                 custom[_TARGET.search(x.rest)[1]] += calls + fused
-            elif x.op == 'while' and not _TRIPS.search(x.rest):
+            elif x.op == 'while' and not _trips(x, computations):
                 open_loops += 1
             # A fusion's cycles are those of all that is in it.
             estimate = _CYCLES.search(x.rest)
@@ -134,7 +137,7 @@ def _times(
         calls, inside = times[name]
         times[name] = (calls, inside + count) if fused else (calls + count, inside)
         for x in computations[name]:
-            for called, often in _called(x):
+            for called, often in _called(x, computations):
                 if called in computations:
                     visit(called, count * often, fused or x.op == 'fusion')
 
@@ -142,15 +145,35 @@ def _times(
     return times
 
 
-def _called(x: _Instruction) -> Iterator[tuple[str, int]]:
-    trips = _TRIPS.search(x.rest) if x.op == 'while' else None
+def _called(
+    x: _Instruction, computations: Mapping[str, list[_Instruction]]
+) -> Iterator[tuple[str, int]]:
+    trips = _trips(x, computations) if x.op == 'while' else 1
     for role, name in _CALLED.findall(x.rest):
         # What a reduction adds with is no work of its own.
         if role != 'to_apply' or x.op == 'call':
-            yield name, int(trips[1]) if trips else 1
+            yield name, trips or 1
     branches = _BRANCHES.search(x.rest)
     for name in branches[1].split(',') if branches else ():
         yield name.strip().lstrip('%'), 1
+
+
+def _trips(x: _Instruction, computations: Mapping[str, list[_Instruction]]) -> int | None:
+    """How often a loop runs, if that can be read: JAX's count from 0, by 1."""
+    if match := _TRIPS.search(x.rest):
+        return int(match[1])
+    condition = computations.get(dict(_CALLED.findall(x.rest))['condition'], [])
+    looked_at = list(condition)
+    for y in condition:
+        looked_at += computations.get(dict(_CALLED.findall(y.rest)).get('calls'), ())
+    compared = [y for y in looked_at if y.op == 'compare']
+    numbers = [
+        int(match[1])
+        for y in looked_at
+        if y.op == 'constant' and y.type.startswith('s32[]') and (match := _NUMBER.match(y.rest))
+    ]
+    counts_up = len(compared) == len(numbers) == 1 and _LESS.search(compared[0].rest)
+    return numbers[0] if counts_up else None
 
 
 def _collective(x: _Instruction, kind: str, types: Mapping[str, str], everyone: int) -> Collective:
