@@ -89,3 +89,15 @@ def test_half_precision_keeps_its_types():
     assert [g.dtype for g in low] == [jnp.bfloat16, jnp.float32, jnp.float32]
     for got, want in zip(low, gradient(*arguments), strict=True):
         golden.assert_close(got, want, 3e-2)
+
+
+@pytest.mark.parametrize('offset', [0.0, 100.0, -3000.0])
+def test_group_norm_of_halves_is_that_of_the_same_numbers(offset):
+    # One pass over bfloat16 and two over float32 find the same mean and variance, far from zero too.
+    x = offset + jax.random.normal(jax.random.key(0), (2, 6, 5, 64)) * (1 + abs(offset) / 10)
+    x = x.astype(jnp.bfloat16)
+    scale, bias = jnp.linspace(0.5, 1.5, 64), jnp.linspace(-1.0, 1.0, 64)
+    norm = lambda x: derivatives.group_norm(x, scale, bias, 32, 1e-5, True)
+    half, whole = norm(x), norm(x.astype(jnp.float32))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), whole, rtol=2**-8, atol=2e-4)

@@ -39,7 +39,8 @@ class Devices:
         """What is traced inside is laid over the mesh, for so many examples."""
         if self.mesh is None:
             return contextlib.nullcontext()
-        return placement.over(self.mesh, batch=self.axes(examples), context=meshes.CONTEXT)
+        roles = {**meshes.roles(self.mesh), 'batch': self.axes(examples)}
+        return placement.over(self.mesh, **roles)
 
     def sharding(self, shape: Sequence[int]) -> NamedSharding:
         """Of latents or pixels (..., h, w, c), or of anything else that a program is given besides weights.
@@ -57,16 +58,6 @@ class Devices:
         if self.mesh is None:
             return tree
         return jax.tree.map(lambda x: jax.device_put(x, self.sharding(x.shape)), tree)
-
-    def whole(self, weights: PyTree) -> PyTree:
-        """Inside jit: each of the weights whole where it is used, gathered from its parts.
-
-        Where samples are on all devices along an axis, XLA would rather split the layers over it, one way
-        after the other.
-        """
-        if self.mesh is None:
-            return weights
-        return jax.lax.with_sharding_constraint(weights, meshes.replicated(self.mesh))
 
     def put_weight(self, array: Any) -> jax.Array:
         """A parameter from the host, each device's part to that device alone."""

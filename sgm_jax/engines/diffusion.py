@@ -248,13 +248,10 @@ class DiffusionEngine:
 
         return jit(validate)
 
-    def _sampled(self, params: PyTree, frozen: PyTree) -> DiffusionModel:
-        return self.structure.merge(*self.devices.whole((params, frozen)))
-
     @functools.cached_property
     def _condition(self) -> Callable:
         def condition(params, frozen, batch, zero):
-            model = self._sampled(params, frozen)
+            model = self.structure.merge(params, frozen)
             # Some entries have a row for each frame, others one for each clip.
             examples = min(map(len, batch.values()), default=0)
             video = self._video(examples, self.task.num_frames)
@@ -317,7 +314,7 @@ class DiffusionEngine:
         if sampler not in steps:
 
             def step(params, frozen, cond, uncond, scales, carry, scalars, noise):
-                model = self._sampled(params, frozen)
+                model = self.structure.merge(params, frozen)
                 single = self._denoise(model, self.task.num_frames)
                 guided = lambda x, sigma: guide(single, x, sigma, cond, uncond, scales)
                 samples = len(carry['x']) // (self.task.num_frames or 1)
@@ -335,7 +332,7 @@ class DiffusionEngine:
     def _encode(self) -> Callable:
         def encode(params, frozen, x):
             with self.devices.over(len(x)):
-                return self._sampled(params, frozen).encode(x)
+                return self.structure.merge(params, frozen).encode(x)
 
         return jit(encode)
 
@@ -390,7 +387,7 @@ class DiffusionEngine:
     @functools.cached_property
     def _decode(self) -> Callable:
         def decode(params, frozen, clips):
-            model = self._sampled(params, frozen)
+            model = self.structure.merge(params, frozen)
             frames = clips.reshape(-1, *clips.shape[2:])
             with self.devices.over(len(clips) if self.decodes_clips else len(frames)):
                 images = model.decode(frames, num_frames=clips.shape[1])

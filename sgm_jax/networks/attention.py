@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from sgm_jax.networks import placement, remat
 from sgm_jax.networks.derivatives import feed_forward
-from sgm_jax.networks.layers import Keys, dropout, fold, layer_norm, linear
+from sgm_jax.networks.layers import Keys, dropout, fold, layer_norm, linear, ready
 from sgm_jax.platforms import platform
 
 # Below this many keys the scores are small: one batched matrix product beats a loop.
@@ -281,14 +281,14 @@ class FeedForward(nnx.Module):
         self.rate = dropout
 
     def __call__(self, x, *, key=None):
-        layers = (self.proj, self.out)
-        weights = (array[...] for layer in layers for array in (layer.kernel, layer.bias))
-        cast = [array.astype(self.proj.dtype) for array in (x, *weights)]
+        dtype, first, second = self.proj.dtype, self.proj, self.out
+        x, *first = ready((x, first.kernel[...], first.bias[...]), dtype=dtype)
+        _, *second = ready((x, second.kernel[...], second.bias[...]), dtype=dtype)
         hidden = (*x.shape[:-1], self.out.in_features)
         keep = None
         if key is not None and self.rate:
             keep = dropout(jnp.ones(hidden), self.rate, key)
-        return feed_forward(*cast, keep)
+        return feed_forward(x, *first, *second, keep)
 
 
 class BasicTransformerBlock(nnx.Module):

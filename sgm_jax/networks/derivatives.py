@@ -11,7 +11,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from sgm_jax.networks.placement import WEIGHTS
 from sgm_jax.platforms import platform
 
 
@@ -71,11 +73,7 @@ def group_norm(
 
 
 def _group_norm(x, scale, bias, groups, epsilon, silu):
-    inner = tuple(range(1, x.ndim - 1))
-    y = x.astype(jnp.float32)
-    # Per channel first: those sums run along memory, and what is left to add up is tiny.
-    mean = jnp.mean(y, inner)
-    variance = jnp.mean(jnp.square(y - jnp.expand_dims(mean, inner)), inner)
+    mean, variance = _by_channel(x)
     mean = mean.reshape(len(x), groups, -1)
     variance = variance.reshape(mean.shape)
     group_mean = jnp.mean(mean, -1, keepdims=True)
@@ -84,6 +82,23 @@ def _group_norm(x, scale, bias, groups, epsilon, silu):
     y = _affine(x, group_mean, inverse, scale, bias)
     y = y * jax.nn.sigmoid(y) if silu else y
     return y.astype(x.dtype), (x, group_mean, inverse, scale, bias)
+
+
+def _by_channel(x):
+    """Mean and variance over all inner axes of (n, ..., c), in float32: (n, c) each.
+
+    Per channel first: those sums run along memory, and what is left to add up is tiny.
+    """
+    inner = tuple(range(1, x.ndim - 1))
+    y = x.astype(jnp.float32)
+    if x.dtype != jnp.bfloat16:
+        mean = jnp.mean(y, inner)
+        return mean, jnp.mean(jnp.square(y - jnp.expand_dims(mean, inner)), inner)
+    # Both in one pass, by distances from a pixel: what float32 loses then, bfloat16 never had.
+    shift = y[(slice(None), *(slice(1),) * len(inner))]
+    mean = jnp.mean(y - shift, inner)
+    variance = jnp.mean(jnp.square(y - shift), inner) - jnp.square(mean)
+    return mean + shift.reshape(mean.shape), jnp.maximum(variance, 0)
 
 
 def _affine(x, mean, inverse, scale, bias):
@@ -151,7 +166,9 @@ def _feed_forward(x, kernel_in, bias_in, kernel_out, bias_out, keep):
     h = value * (gate * _normal_cdf(gate))
     h = h if keep is None else h * keep
     out = h.astype(x.dtype) @ kernel_out + bias_out
-    return out, (x, projected, kernel_in, kernel_out, keep)
+    # By name, for weights that were gathered can be gathered again.
+    kernels = (checkpoint_name(kernel, WEIGHTS) for kernel in (kernel_in, kernel_out))
+    return out, (x, projected, *kernels, keep)
 
 
 def _normal_cdf(x):

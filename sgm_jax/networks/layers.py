@@ -104,6 +104,14 @@ def stack(build: Callable[[Any], nnx.Module], arguments: Sequence[Any], *, rngs:
     return nnx.List([nnx.clone(first[argument]) for argument in arguments])
 
 
+def ready(
+    arrays: Sequence[jax.Array | None], *, dtype: Dtype, **_: Any
+) -> tuple[jax.Array | None, ...]:
+    """Input, kernel and bias as a layer computes with them: in its dtype, the kernel on every device."""
+    x, kernel, bias = nnx.nn.dtypes.promote_dtype(tuple(arrays), dtype=dtype)
+    return x, placement.whole(kernel), bias
+
+
 def linear(
     inputs: int,
     outputs: int,
@@ -115,7 +123,15 @@ def linear(
 ) -> nnx.Linear:
     """A matrix on the last axis; `zero` starts it at zero, as the last layer of a residual branch."""
     init = _kernel_init(zero, rngs)
-    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=bias,
+        kernel_init=init,
+        dtype=dtype,
+        promote_dtype=ready,
+        rngs=rngs,
+    )
 
 
 def conv(
@@ -145,6 +161,7 @@ def conv(
         use_bias=bias,
         kernel_init=_kernel_init(zero, rngs),
         dtype=dtype,
+        promote_dtype=ready,
         rngs=rngs,
     )
 
@@ -168,7 +185,7 @@ class Conv3D(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        x, kernel, bias = ready((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
         shape = x.shape
         dimensions = ('NDHWC', 'DHWIO', 'NDHWC')
         if kernel.shape[1:3] == (1, 1):
@@ -177,9 +194,7 @@ class Conv3D(nnx.Module):
             kernel, dimensions = kernel[:, 0], ('NHWC', 'HWIO', 'NHWC')
         padding = [(k // 2, k // 2) for k in kernel.shape[:-2]]
         strides = (1,) * len(padding)
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), kernel, strides, padding, dimension_numbers=dimensions
-        )
+        y = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dimensions)
         y = y + bias
         return y if y.ndim == len(shape) else placement.unflatten_pixels(y, *shape[2:4])
 

@@ -1,33 +1,41 @@
 """How activations lie over devices: networks say what an axis is, whoever compiles says where it goes.
 
-    with placement.over(mesh, batch=('data', 'fsdp'), context='context'):
+    with placement.over(mesh, batch=('data', 'fsdp'), context='context', weights=by_shape):
         out = network(x, ...)          # inside jax.jit, while it is traced
 
 Examples are split over the axes `batch`, and the pixels of each over `context`: rows of pixels where they
 divide, else columns. Frames are never split, for 14 or 25 of them divide by nothing that meshes are made of.
 So convolutions exchange the rows at their edges, attention over space gathers keys and values, and all that
-works over time finds its frames in one place. Outside of `over` nothing here does anything.
+works over time finds its frames in one place. Weights are gathered where a layer uses them, in the dtype
+that it computes in, and their gradients scattered: left to itself, XLA gathers activations where these are
+smaller, and then exchanges all that comes of them. Outside of `over` nothing here does anything.
 """
 
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# What gathered weights are called; see `networks.remat`.
+WEIGHTS = 'weights'
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh, and its axes for examples and for the pixels of one."""
+    """A mesh, its axes for examples and for the pixels of one, and how a weight of a shape lies."""
 
     mesh: Mesh
     batch: tuple[str, ...]
     context: str
+    weights: Callable[[Sequence[int]], NamedSharding] | None = None
 
     def examples(self, count: int) -> tuple[str, ...] | None:
         """The axes of the mesh that `count` examples are split over."""
@@ -49,13 +57,60 @@ _ACTIVE: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def over(mesh: Mesh, *, batch: tuple[str, ...], context: str) -> Iterator[None]:
-    """What is traced inside is laid over the mesh."""
-    token = _ACTIVE.set(Placement(mesh, batch, context) if mesh.size > 1 else None)
+def over(
+    mesh: Mesh,
+    *,
+    batch: tuple[str, ...],
+    context: str,
+    weights: Callable[[Sequence[int]], NamedSharding] | None = None,
+) -> Iterator[None]:
+    """What is traced inside is laid over the mesh; `weights` says how those of a shape come."""
+    found = Placement(mesh, batch, context, weights) if mesh.size > 1 else None
+    token = _ACTIVE.set(found)
     try:
         yield
     finally:
         _ACTIVE.reset(token)
+
+
+def weights_are_split() -> bool:
+    """Whether layers gather what they multiply by."""
+    active = _ACTIVE.get()
+    return active is not None and active.weights is not None
+
+
+def whole(weight: jax.Array) -> jax.Array:
+    """A layer's weight, in the dtype that it computes in, gathered; its gradient is scattered.
+
+    It carries the name WEIGHTS, by which a backward pass knows to gather it again instead of keeping it.
+    """
+    if not weights_are_split():
+        return weight
+    active = _ACTIVE.get()
+    split = active.weights(weight.shape)
+    if split.is_fully_replicated:
+        return weight
+    return checkpoint_name(
+        _gathered(weight, split, NamedSharding(active.mesh, PartitionSpec())), WEIGHTS
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(weight, split, whole):
+    # Split first, or what is gathered could be the weight before it was rounded, twice as large.
+    weight = jax.lax.with_sharding_constraint(weight, split)
+    return jax.lax.with_sharding_constraint(weight, whole)
+
+
+def _gathered_forward(weight, split, whole):
+    return _gathered(weight, split, whole), None
+
+
+def _gathered_gradient(split, whole, kept, g):
+    return (jax.lax.with_sharding_constraint(g, split),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_gradient)
 
 
 def shards() -> int:

@@ -1,25 +1,48 @@
 """What the backward pass computes again instead of keeping: rules by name.
 
-What a rule does not keep is computed twice.
+What a rule does not keep is computed twice. Weights that lie over several devices are gathered twice whatever
+the rule, or every device would hold all of them from the forward pass to the backward.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 
+from sgm_jax.networks import placement
+
 # What attention gives (and, where the gradient is written by hand, its sum of weights) carries this name.
 ATTENTION = 'attention'
 
-# By name: whether a layer of the U-Net is computed again; whether each block of a transformer is, by itself;
-# and what is kept all the same.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What is computed again, by itself: a residual block, a whole transformer, each block of one.
+
+    `policy` says what of it is kept all the same.
+    """
+
+    residual: bool = False
+    transformer: bool = False
+    block: bool = False
+    policy: Callable | None = None
+
+
+_POLICIES = jax.checkpoint_policies
 RULES = {
-    'none': (False, False, None),
-    'block': (True, False, None),
-    'layer': (False, True, None),
-    'full': (True, True, None),
-    'attention': (True, False, jax.checkpoint_policies.save_only_these_names(ATTENTION)),
-    'dots': (True, False, jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    'none': Rule(),
+    'transformer': Rule(block=True),
+    'block': Rule(residual=True, transformer=True),
+    'layer': Rule(residual=True, block=True),
+    'full': Rule(residual=True, transformer=True, block=True),
+    'attention': Rule(
+        residual=True, transformer=True, policy=_POLICIES.save_only_these_names(ATTENTION)
+    ),
+    'dots': Rule(
+        residual=True, transformer=True, policy=_POLICIES.dots_with_no_batch_dims_saveable
+    ),
 }
+_ALL_BUT_WEIGHTS = _POLICIES.save_anything_except_these_names(placement.WEIGHTS)
 
 
 def check(name: str | None, use_checkpoint: bool) -> str:
@@ -30,19 +53,26 @@ def check(name: str | None, use_checkpoint: bool) -> str:
     return name
 
 
-def layer(function: Callable, name: str) -> Callable:
-    """For a layer of the U-Net: a residual block or a whole transformer."""
-    wanted, _, policy = RULES[name]
-    return jax.checkpoint(function, policy=policy) if wanted else function
-
-
 def residual_block(function: Callable, name: str) -> Callable:
-    """For what has no smaller parts: as `layer`, and by itself where transformers' blocks are."""
-    wanted, inner, policy = RULES[name]
-    return jax.checkpoint(function, policy=policy) if wanted or inner else function
+    """For a layer of the U-Net that has no parts with rules of their own."""
+    rule = RULES[name]
+    return jax.checkpoint(function, policy=rule.policy) if rule.residual else _keep(function)
+
+
+def layer(function: Callable, name: str) -> Callable:
+    """For a layer whose parts have: a whole transformer, or a change of size."""
+    rule = RULES[name]
+    return jax.checkpoint(function, policy=rule.policy) if rule.transformer else function
 
 
 def transformer_block(function: Callable, name: str) -> Callable:
     """For one block of a transformer."""
-    _, wanted, policy = RULES[name]
-    return jax.checkpoint(function, policy=policy) if wanted else function
+    rule = RULES[name]
+    return jax.checkpoint(function, policy=rule.policy) if rule.block else _keep(function)
+
+
+def _keep(function: Callable) -> Callable:
+    """Keeps everything, but gathered weights."""
+    if not placement.weights_are_split():
+        return function
+    return jax.checkpoint(function, policy=_ALL_BUT_WEIGHTS)

@@ -21,6 +21,13 @@ OPTIONS = {
         # again is found to be there already, and kept: remat saved nothing.
         'xla_disable_hlo_passes': 'cse_barrier_expander',
     },
+    'tpu': {
+        # Few and large pictures would have their columns turned into examples before each convolution, and
+        # back: a residual block of 2x128x128x320 takes 1.63 ms without (of v5e, by the compiler's own
+        # estimate), 2.99 ms with it, and 42 MiB less.
+        'xla_tpu_run_space_to_batch': False,
+        'xla_tpu_run_space_to_batch_on_new_platforms': False,
+    },
 }
 
 

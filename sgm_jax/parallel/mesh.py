@@ -5,6 +5,7 @@ A mesh has the axes `data` (copies of the model), `fsdp` (the model is split; bi
 Parameters, their averages and the optimizer's moments follow one rule of shape.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -94,6 +95,18 @@ def by_shape(
             spec[axis] = names if len(names) > 1 else names[0]
             break
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def by_shapes(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+    """The shardings of a tree's arrays, or shapes, by the rule of shape."""
+    return jax.tree.map(lambda x: by_shape(x.shape, mesh), tree)
+
+
+def roles(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """What `networks.placement.over` is told of a mesh: which axes are for what, how weights lie."""
+    split = any(mesh.shape[axis] > 1 for axis in MODEL)
+    weights = functools.partial(by_shape, mesh=mesh) if split else None
+    return {'batch': BATCH, 'context': CONTEXT, 'weights': weights}
 
 
 def like(sharding: NamedSharding, shape: Sequence[int], wanted: Sequence[int]) -> NamedSharding:

@@ -175,7 +175,8 @@ def _load(
         config.model.update(checkpoint=str(path), first_stage_checkpoint='', from_scratch=False)
     if dtype is not None:
         _set_dtype(config, dtype)
-    engine = build(config) if mesh is None else over_mesh(build(config), mesh)
+    engine = build(config, sampling=True)
+    engine = engine if mesh is None else over_mesh(engine, mesh)
     devices = getattr(engine, 'devices', ONE)
     if workdir:
         wanted = devices.abstract(jax.eval_shape(engine.init, jax.random.key(0)))

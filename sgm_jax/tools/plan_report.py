@@ -117,8 +117,8 @@ def advice(plan: Plan) -> str:
     ways = []
     if plan.batch_size > plan.devices:
         ways.append(f'--config.train.batch_size={plan.devices} (one example per device)')
-    if plan.settings.get('model.network.use_checkpoint') is False:
-        ways.append('--config.model.network.use_checkpoint=True')
+    if plan.settings.get('model.network.remat', '') in ('none', 'dots', 'attention'):
+        ways.append('--config.model.network.remat=layer')
     if plan.mesh.get('data', 1) > 1:
         ways.append('--config.mesh.data=1 --config.mesh.fsdp=-1')
     ways.append('smaller frames, or chips with more memory')

@@ -24,10 +24,10 @@ def meshes(devices: int) -> Iterator[Choice]:
 
 
 def remats(config: ml_collections.ConfigDict) -> Iterator[Choice]:
-    """Without and with remat, where the network has it."""
-    if 'use_checkpoint' not in config.model.get('network', {}):
+    """From what keeps most to what computes most again, where the network has rules of remat."""
+    if not {'use_checkpoint', 'remat'} & set(config.model.get('network', {})):
         return iter([{}])
-    return iter([{'model.network.use_checkpoint': value} for value in (False, True)])
+    return iter([{'model.network.remat': name} for name in ('none', 'dots', 'layer')])
 
 
 def search(

@@ -96,7 +96,7 @@ def plan_training(config: ml_collections.ConfigDict, topology: Topology) -> Plan
         setup = Setup.from_config(config, devices)
         engine, mesh = setup.engine, setup.mesh
         whole = meshes.replicated(mesh)
-        frozen = _placed(engine.frozen_shapes(), whole)
+        frozen = setup.frozen_shapes()
         batch = _placed(batch_shapes(engine, config), meshes.over_batch(mesh))
         key = _placed(jax.eval_shape(lambda: jax.random.key(0)), whole)
         # The last turn: of an adversarial training, one with all players.
@@ -142,7 +142,7 @@ def plan_sampling(
     sharding = jax.sharding.SingleDeviceSharding(topology.one().devices()[0])
     place = hold = lambda tree: _placed(tree, sharding)
     with target(topology.platform):
-        engine = build_engine(config)
+        engine = build_engine(config, sampling=True)
         if mesh is not None:
             engine = over_mesh(engine, mesh, topology.devices())
             place, hold = engine.devices.abstract_inputs, engine.devices.abstract

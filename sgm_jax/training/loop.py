@@ -109,7 +109,7 @@ class _Run:
         self.seed = config.seed
         keys = jax.random.split(jax.random.key(self.seed), 3)
         init_key, self.key = (agreement.place(key, whole) for key in keys[:2])
-        self.frozen = agreement.place(setup.frozen(keys[0]), whole)
+        self.frozen = setup.frozen(keys[0])
         self.state, self.begin = self._first_state(init_key)
         self.step = self.begin
         if first:

@@ -14,6 +14,7 @@ from sgm_jax.data.sources import Source
 from sgm_jax.engines import Engine
 from sgm_jax.engines import build as build_engine
 from sgm_jax.errors import UserError
+from sgm_jax.parallel import agreement
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.training.frozen import hold
 from sgm_jax.training.optimizers import make_optimizer, rates
@@ -117,12 +118,17 @@ class Setup:
         meshes.check_rows(self.engine.latent_rows(record), self.mesh)
 
     def frozen(self, key: jax.Array) -> PyTree:
-        """The frozen parts, on the host, in the precision that `config.train` says."""
-        return hold(
-            self.engine.init_frozen(key),
-            dtype=self.options.frozen_dtype,
-            first_stage_dtype=self.options.first_stage_dtype,
-        )
+        """The frozen parts, over the mesh as parameters are, in the precision that `config.train` says."""
+        held = self._hold(self.engine.init_frozen(key))
+        return agreement.place(held, meshes.by_shapes(held, self.mesh))
+
+    def frozen_shapes(self) -> PyTree:
+        """Shapes of `frozen` with their shardings; reads no files."""
+        return meshes.abstract(jax.eval_shape(self._hold, self.engine.frozen_shapes()), self.mesh)
+
+    def _hold(self, frozen: PyTree) -> PyTree:
+        options = self.options
+        return hold(frozen, dtype=options.frozen_dtype, first_stage_dtype=options.first_stage_dtype)
 
     def first_state(self, key: jax.Array, params: PyTree | None = None) -> TrainState:
         """From given parameters, or from the engine's checkpoint if it has one, else at random."""

@@ -87,7 +87,7 @@ def make_step(
         base_key: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(base_key, state.step)
-        with placement.over(mesh, batch=meshes.BATCH, context=meshes.CONTEXT):
+        with placement.over(mesh, **meshes.roles(mesh)):
             gradients = engine.gradients(turn, state.players, frozen, batch, key)
         after = apply_gradients(state, gradients, optimizers, average)
         logs = {**gradients.logs, 'ema_decay': average.decay(after.step)}

@@ -10,8 +10,6 @@ import ml_collections
 from sgm_jax.data import pipeline
 from sgm_jax.errors import UserError
 from sgm_jax.interop.whole_files import whole
-from sgm_jax.parallel import agreement
-from sgm_jax.parallel import mesh as meshes
 from sgm_jax.training.checkpoints import Checkpoints
 from sgm_jax.training.setup import Setup
 from sgm_jax.training.validation import Validation
@@ -43,7 +41,7 @@ def test(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, 
         if step is None:
             raise UserError(f'{workdir} has no complete checkpoint to test')
         state = checkpoints.restore(step, setup.wanted, data)
-    frozen = agreement.place(setup.frozen(keys[0]), meshes.replicated(mesh))
+    frozen = setup.frozen(keys[0])
     figures = validation(state, frozen, prefix='test')
     LOG.info('test of step %d, on %d held-out examples:', step, validation.examples)
     for name, value in sorted(figures.items()):
