@@ -1,6 +1,6 @@
 """SDXL's U-Net compiled for TPUs that are not here, beside a JAX peer's at the same work.
 
-python -m benchmarks.plan_sdxl [inference fsdp data] [--use_checkpoint]
+python -m benchmarks.plan_sdxl [inference fsdp data] [--remat=NAME] [--noscan]
 
 The peer is an SDXL U-Net in Flax's Linen, compiled with the same libtpu by the same means. The work: the
 U-Net alone on 128x128 latents, 77 tokens of 2048, in bfloat16; AdamW without an average of the weights, its
@@ -65,7 +65,7 @@ CASES = {
 }
 
 
-def plan(case: Case, *, use_checkpoint: bool):
+def plan(case: Case, *, remat: str, scan: bool):
     """Compiles our U-Net at the case's work."""
     topology = topologies.parse(case.topology)
     topologies.prepare_process(topology)
@@ -77,12 +77,14 @@ def plan(case: Case, *, use_checkpoint: bool):
     from sgm_jax.engines import build
     from sgm_jax.networks import placement
     from sgm_jax.parallel import mesh as meshes
+    from sgm_jax.parallel.compiler import jit
     from sgm_jax.platforms import target
     from sgm_jax.tools import planning
 
     with target('tpu'):
         config = load_config(f'{ROOT / "configs" / "sdxl_base.py"}:')
-        config.model.network.use_checkpoint = use_checkpoint and case.mesh is not None
+        training = case.mesh is not None
+        config.model.network.update(scan=scan and training, remat=remat if training else 'none')
         graphdef, shapes = nnx.split(build(config).structure.module().network)
         shapes = nnx.to_pure_dict(shapes)
         mesh = meshes.make_mesh(case.mesh or {'data': 1}, topology.devices())
@@ -94,14 +96,14 @@ def plan(case: Case, *, use_checkpoint: bool):
         told = (array(), array(TOKENS, WIDTH), array(VECTOR))
 
         def network(params, x, timesteps, context, y):
-            with placement.over(mesh, batch=meshes.BATCH, context=meshes.CONTEXT):
+            with placement.over(mesh, **meshes.roles(mesh)):
                 return nnx.merge(graphdef, params)(x, timesteps, context=context, y=y)
 
         if case.mesh is None:
             half = lambda x: jax.ShapeDtypeStruct(
                 x.shape, jnp.bfloat16, sharding=meshes.replicated(mesh)
             )
-            traced = jax.jit(network).trace(jax.tree.map(half, shapes), latents, *told)
+            traced = jit(network).trace(jax.tree.map(half, shapes), latents, *told)
         else:
             traced = _train_step(network, shapes, latents, told)
         return planning.compiled(traced, topology)
@@ -114,6 +116,7 @@ def _train_step(network, shapes, latents, told):
 
     from sgm_jax.engines.protocol import Players
     from sgm_jax.parallel import mesh as meshes
+    from sgm_jax.parallel.compiler import jit
     from sgm_jax.training.state import Optimizers, abstract
 
     optimizer, mesh = optax.adamw(1e-5), latents.sharding.mesh
@@ -131,18 +134,23 @@ def _train_step(network, shapes, latents, told):
         return (optax.apply_updates(params, updates), moments), value
 
     state, whole = (wanted.params, wanted.opt_state), meshes.replicated(mesh)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(meshes.shardings(state), whole))
+    jitted = jit(step, donate_argnums=0, out_shardings=(meshes.shardings(state), whole))
     return jitted.trace(state, latents, latents, told)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
     parser.add_argument('cases', nargs='*', choices=[[], *CASES], help='by default all')
-    parser.add_argument('--use_checkpoint', action='store_true', help='with remat of every block')
+    parser.add_argument(
+        '--remat', default='transformer', help='what the backward pass computes again'
+    )
+    parser.add_argument(
+        '--noscan', action='store_true', help='trace every transformer block by itself'
+    )
     flags = parser.parse_args()
     for name in flags.cases or CASES:
         case = CASES[name]
-        found = plan(case, use_checkpoint=flags.use_checkpoint)
+        found = plan(case, remat=flags.remat, scan=not flags.noscan)
         chip = topologies.parse(case.topology).chip
         print(f'{name}: {case.words}')
         if found.needed:

@@ -57,20 +57,28 @@ CONFIGS = {
     'svd': 'configs/svd.py',
     'svd-xt': 'configs/svd.py:xt',
     'sdxl': 'configs/sdxl_base.py',
+    'sv3d': 'configs/sv3d.py',
     'f8': 'configs/autoencoder_kl_f8.py',
 }
-TOPOLOGIES = ('v5p-64', 'v5e-256', 'v6e-64', '8xH100', 'v5e-16')
+# A sample is drawn on one device: what one chip of a slice does, all do.
+TOPOLOGIES = {
+    'train': ('v5p-64', 'v5e-256', '8xH100', 'v6e-64', 'v5e-16'),
+    'sample': ('v5e-1', 'v5p:1x1x1', 'v6e-1', '1xH100'),
+}
 # Those that say most, first; then all that is left.
 FIRST = (
-    ('svd', 'train', 'v5p-64'),
-    ('sdxl', 'sample', 'v5e-16'),
-    ('svd', 'train', 'v5e-256'),
-    ('svd-xt', 'train', 'v5p-64'),
-    ('sdxl', 'train', 'v5p-64'),
-    ('svd', 'sample', 'v5e-16'),
-    ('f8', 'sample', 'v5e-16'),
     ('svd-xt', 'train', '8xH100'),
+    ('svd-xt', 'train', 'v5p-64'),
+    ('svd', 'train', 'v5e-256'),
+    ('svd', 'sample', 'v5e-1'),
+    ('svd', 'sample', '1xH100'),
+    ('f8', 'sample', '1xH100'),
+    ('f8', 'train', '8xH100'),
+    ('sdxl', 'train', '8xH100'),
+    ('sdxl', 'sample', '1xH100'),
+    ('f8', 'sample', 'v5e-1'),
     ('f8', 'train', 'v5e-16'),
+    ('sv3d', 'train', '8xH100'),
 )
 
 
@@ -78,9 +86,9 @@ def cases() -> list[Case]:
     """All rows, the most important first."""
     rest = [
         (model, work, topology)
-        for topology in TOPOLOGIES
+        for work, topologies in TOPOLOGIES.items()
+        for topology in topologies
         for model in CONFIGS
-        for work in ('train', 'sample')
     ]
     return [_case(*row) for row in dict.fromkeys((*FIRST, *rest))]
 
