@@ -19,6 +19,7 @@ from sgm_jax.platforms import platform
 _FEW_KEYS = 256
 # From this many queries on, one head's scores fall out of a core's cache.
 _MANY_QUERIES, _QUERY_CHUNK = 2048, 1024
+_SPLASH_BYTES = 2**19
 
 
 def attend(
@@ -180,17 +181,19 @@ def _splash(q, k, v, bias, causal):
     queries, keys, d = q.shape[1], k.shape[1], q.shape[-1]
     if queries % 128 or keys % 128 or d % 64 or bias is not None:
         return _xla(q, k, v, bias, causal)
-    kernel = jax.vmap(_splash_kernel(queries, keys, q.shape[2], causal))
+    # What a block of one head may take: its kernels hold a dozen of them in 16 MiB of fast memory.
+    most = _SPLASH_BYTES // (d * q.dtype.itemsize)
+    kernel = jax.vmap(_splash_kernel(queries, keys, q.shape[2], causal, most))
     move = lambda x: x.transpose(0, 2, 1, 3)
     return move(kernel(move(q * d**-0.5), move(k), move(v)))
 
 
-def _splash_kernel(queries: int, keys: int, heads: int, causal: bool) -> Callable:
+def _splash_kernel(queries: int, keys: int, heads: int, causal: bool, most: int) -> Callable:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     def block(n):
-        return next(size for size in (1024, 512, 256, 128) if n % size == 0)
+        return next(size for size in (1024, 512, 256, 128) if n % size == 0 and size <= most)
 
     block_q, block_kv = block(queries), block(keys)
     sizes = splash.BlockSizes(
