@@ -162,13 +162,18 @@ def feed_forward(
 
 def _feed_forward(x, kernel_in, bias_in, kernel_out, bias_out, keep):
     projected = x @ kernel_in + bias_in
-    value, gate = jnp.split(projected.astype(jnp.float32), 2, -1)
+    value, gate = _halves(projected)
     h = value * (gate * _normal_cdf(gate))
     h = h if keep is None else h * keep
     out = h.astype(x.dtype) @ kernel_out + bias_out
     # By name, for weights that were gathered can be gathered again.
     kernels = (checkpoint_name(kernel, WEIGHTS) for kernel in (kernel_in, kernel_out))
     return out, (x, projected, *kernels, keep)
+
+
+def _halves(projected):
+    # Cast after they are apart: together in float32 they would be written before they are used.
+    return (half.astype(jnp.float32) for half in jnp.split(projected, 2, -1))
 
 
 def _normal_cdf(x):
@@ -183,7 +188,7 @@ def _feed_forward_gradient(kept, g):
     contract = lambda y, z, axes: jax.lax.dot_general(y, z, (axes, ((), ())))
     back = lambda y, kernel: contract(y, kernel, ((x.ndim - 1,), (1,)))
     outer = lambda y, z: contract(y, z, (leading, leading))
-    value, gate = jnp.split(projected.astype(jnp.float32), 2, -1)
+    value, gate = _halves(projected)
     cdf = _normal_cdf(gate)
     gelu = gate * cdf
     slope = cdf + gate * jnp.exp(-0.5 * jnp.square(gate)) * (1 / math.sqrt(2 * math.pi))
