@@ -146,7 +146,8 @@ def run(case: str, sizes: dict, min_size: int, first: dict) -> dict:
         aliased=main.memory_analysis().alias_size_in_bytes,
         given=all(given),
         collectives=collectives(main.as_text()),
-        largest_parameter=max(4 * x.size for x in jax.tree.leaves(setup.wanted.params)),
+        # Of the frozen parts, too, which are split alike.
+        largest_parameter=max(4 * x.size for x in jax.tree.leaves((setup.wanted.params, frozen))),
         bytes=sum(4 * x.size for x in jax.tree.leaves(setup.wanted.params)),
     )
 
