@@ -70,7 +70,7 @@ def _step(sizes: dict, batch_size: int):
     whole = meshes.replicated(setup.mesh)
     key = jax.device_put(jax.random.key(0), whole)
     state = setup.first_state(key)
-    frozen = jax.device_put(setup.frozen(key), whole)
+    frozen = setup.frozen(key)
     data = pipeline.make_iterator(config.data, batch_size=batch_size, seed=0)
     batch = meshes.put_batch(setup.engine.prepare(next(data)), setup.mesh)
 

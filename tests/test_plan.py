@@ -287,21 +287,6 @@ def test_the_tool_plans_a_training_on_devices_that_share_a_cpu(planned):
     assert parts['average'] == parts['parameters'] < parts['optimizer']
 
 
-def test_samples_over_a_mesh(tmp_path):
-    (tmp_path / 'small.py').write_text(CONFIG.replace('smallest', 'tiny'))
-    done = run_tool(
-        *('--config', str(tmp_path / 'small.py'), '--topology', 'cpu:4'),
-        *('--sample', '--mesh', 'fsdp=2,context=-1', '--json', str(tmp_path / 'plans.jsonl')),
-        XLA_FLAGS='--xla_backend_optimization_level=0',
-    )
-    assert done.returncode == 0, done.stderr
-    assert 'sample on cpu:4: 4 x cpu, mesh data=1, fsdp=2, context=2, batch 1' in done.stdout
-    plan = json.loads((tmp_path / 'plans.jsonl').read_text())
-    assert (plan['work'], plan['devices']) == ('sample', 4)
-    # Convolutions exchange the rows at their edges.
-    assert plan['programs']['step']['collectives']['collective-permute']['sent'] > 0
-
-
 def test_the_plans_memory_is_xlas_own(planned, tmp_path):
     # The same step, compiled by hand with arrays' shapes, asked directly.
     code = """

@@ -1,4 +1,4 @@
-"""The programs of sampling, traced from shapes before there are any weights."""
+"""The programs of sampling and of a first stage, traced from shapes before there are any weights."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sgm_jax.engines.autoencoding import AutoencodingEngine
 from sgm_jax.engines.diffusion import DiffusionEngine
 from sgm_jax.engines.structure import PyTree
 
@@ -50,3 +51,17 @@ def trace_sampling(
     chunk = min(settings.decode_chunk or frames, frames)
     clips = place(jax.ShapeDtypeStruct((count, chunk, *size, z.shape[-1]), jnp.float32))
     return {'step': step, 'decode': engine._decode.trace(params, frozen, clips)}
+
+
+def trace_reconstruction(
+    engine: AutoencodingEngine,
+    params: PyTree,
+    frozen: PyTree,
+    images: jax.ShapeDtypeStruct,
+    *,
+    place: Callable[[PyTree], PyTree],
+) -> dict[str, Any]:
+    """The programs of a first stage, 'encode' and 'decode' of (n, h, w, c), to be lowered and compiled."""
+    encode = engine._encode.trace(params, frozen, images)
+    latents = place(jax.eval_shape(engine._encode, params, frozen, images))
+    return {'encode': encode, 'decode': engine._decode.trace(params, frozen, latents)}

@@ -14,7 +14,7 @@ import numpy as np
 from sgm_jax.config import plain
 from sgm_jax.engines import DiffusionEngine, Engine
 from sgm_jax.engines import build as build_engine
-from sgm_jax.engines.ahead import trace_sampling
+from sgm_jax.engines.ahead import trace_reconstruction, trace_sampling
 from sgm_jax.engines.devices import over_mesh
 from sgm_jax.errors import UserError
 from sgm_jax.parallel import flops, hlo
@@ -175,10 +175,8 @@ def _plan_reconstruction(engine, config, topology, count, place) -> Plan:
     frozen = place(engine.frozen_shapes(training=False))
     pictures = place(batch_shapes(engine, config, count)['jpg'])
     pictures = Shape((count, *pictures.shape[-3:]), np.float32, sharding=pictures.sharding)
-    encode = jax.jit(engine.encode).trace(params, frozen, pictures)
-    latents = place(jax.eval_shape(engine.encode, params, frozen, pictures))
-    decode = jax.jit(engine.decode).trace(params, frozen, latents)
-    programs = {'encode': compiled(encode, topology), 'decode': compiled(decode, topology)}
+    traced = trace_reconstruction(engine, params, frozen, pictures, place=place)
+    programs = {name: compiled(x, topology) for name, x in traced.items()}
     runs = dict.fromkeys(programs, 1)
     return _on_one_device(topology, config, count, params, frozen, programs=programs, runs=runs)
 
