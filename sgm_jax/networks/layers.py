@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sgm_jax.networks import derivatives, placement
+from sgm_jax.networks import convolution, derivatives, placement
 
 Dtype = Any
 
@@ -162,6 +162,7 @@ def conv(
         kernel_init=_kernel_init(zero, rngs),
         dtype=dtype,
         promote_dtype=ready,
+        conv_general_dilated=convolution.convolve,
         rngs=rngs,
     )
 
@@ -186,17 +187,16 @@ class Conv3D(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x, kernel, bias = ready((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
-        shape = x.shape
-        dimensions = ('NDHWC', 'DHWIO', 'NDHWC')
         if kernel.shape[1:3] == (1, 1):
-            # Time only: a 2-D convolution over (time, pixels), which every backend has a fast path for.
-            x = placement.flatten_pixels(x)
-            kernel, dimensions = kernel[:, 0], ('NHWC', 'HWIO', 'NHWC')
+            height, width = x.shape[2:4]
+            y = convolution.over_time(placement.flatten_pixels(x), kernel[:, 0])
+            return placement.unflatten_pixels(y + bias, height, width)
         padding = [(k // 2, k // 2) for k in kernel.shape[:-2]]
-        strides = (1,) * len(padding)
-        y = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dimensions)
-        y = y + bias
-        return y if y.ndim == len(shape) else placement.unflatten_pixels(y, *shape[2:4])
+        numbers = ('NDHWC', 'DHWIO', 'NDHWC')
+        return (
+            jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), padding, dimension_numbers=numbers)
+            + bias
+        )
 
 
 class GroupNorm(nnx.Module):

@@ -187,6 +187,54 @@ def by_device(
     return mapped(q, k, v)
 
 
+def pixels_are_split() -> bool:
+    """Whether the pixels of an example lie on several devices."""
+    active = _ACTIVE.get()
+    return active is not None and active.mesh.shape[active.context] > 1
+
+
+def examples_per_device(count: int) -> int:
+    """How many of `count` examples a device has."""
+    active = _ACTIVE.get()
+    return count // shards() if active is not None and active.examples(count) else count
+
+
+def by_example(
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    other: jax.Array,
+    *,
+    pixels: int | None = None,
+    summed: bool = False,
+) -> jax.Array:
+    """`function(x, other)` on each device's own examples.
+
+    Args:
+      x: (n, ...); pixels: the axis of its pixels, where they may be split too.
+      other: a weight, which every device has; the result is as x. Or, with `summed`, as x, and the results
+        of all devices are added up.
+    """
+    active = _ACTIVE.get()
+    if active is None:
+        return function(x, other)
+    axes: list[Any] = [active.examples(len(x)), *(None,) * (x.ndim - 1)]
+    if pixels is not None:
+        axes[pixels] = active.pixels(x.shape[pixels])
+    own, every = PartitionSpec(*axes), PartitionSpec()
+    spread = tuple(jax.tree.leaves(axes))
+    add = lambda x, other: (
+        jax.lax.psum(function(x, other), spread) if spread else function(x, other)
+    )
+    mapped = jax.shard_map(
+        add if summed else function,
+        mesh=active.mesh,
+        in_specs=(own, own if summed else every),
+        out_specs=every if summed else own,
+        check_vma=False,
+    )
+    return mapped(x, other)
+
+
 def in_chunks(function: Callable[[jax.Array], Any], x: jax.Array, chunk: int) -> Any:
     """`function` of (n, ...), for `chunk` examples of every device at a time; all at once with 0.
 
