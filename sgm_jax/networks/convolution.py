@@ -9,7 +9,6 @@ instead of 3.1, and 4 s to compile a convolution of 32x32 pixels and 1280 channe
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,40 +20,45 @@ from sgm_jax.networks import placement
 from sgm_jax.platforms import platform
 
 _TILE = 8  # rows
+_FEW = 64  # channels, or more: fewer are laid out as rows, not as columns of a tile
 _THIN = 256  # channels, or fewer: three columns of them fill a matrix unit better than one
 
 
 def convolve(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **options: Any,
 ) -> jax.Array:
     """As jax.lax.conv_general_dilated, for nnx.Conv: x (n, h, w, c) or of other dimensions."""
-    if platform() == 'tpu' and set(strides) == {1} and not np.any(padding):
-        if math.prod(kernel.shape[:-2]) == 1:
+    if platform() == 'tpu' and set(strides) == {1}:
+        sizes, edges = kernel.shape[:-2], set(np.ravel(padding))
+        if set(sizes) == {1} and edges == {0}:
             return jnp.einsum('...c,cd->...d', x, kernel.reshape(kernel.shape[-2:]))
-    as_columns = (
-        platform() == 'tpu'
-        and kernel.shape[:-2] == (3, 3)
-        and tuple(strides) == (1, 1)
-        and np.all(np.asarray(padding) == 1)
-        # A network's last convolution gives a handful of channels, which are laid out as rows.
-        and kernel.shape[-1] >= 64
-        and not placement.pixels_are_split()
-        and placement.examples_per_device(len(x)) % _TILE
-    )
-    if as_columns:
-        return _by_columns(x, kernel)
+        if sizes == (3, 3) and edges == {1} and _fills_few_rows(x, kernel):
+            return _by_columns(x, kernel)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def _fills_few_rows(x: jax.Array, kernel: jax.Array) -> bool:
+    if placement.pixels_are_split() or kernel.shape[-1] < _FEW:
+        return False
+    return placement.examples_per_device(len(x)) % _TILE > 0
 
 
 def over_time(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Frames (n, t, pixels, c) convolved over t with a kernel (k, 1, c, d), padded by half of it."""
-    half = kernel.shape[0] // 2
     if platform() == 'tpu':
         return _over_time(x, kernel)
+    return _plain(x, kernel)
+
+
+def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """XLA's own, padded by half of the kernel."""
+    edges = [(size // 2, size // 2) for size in kernel.shape[:2]]
     numbers = ('NHWC', 'HWIO', 'NHWC')
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), ((half, half), (0, 0)), dimension_numbers=numbers
-    )
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=numbers)
 
 
 def _down(x: jax.Array, kernel: jax.Array, turned: bool = False, **options: Any) -> jax.Array:
@@ -155,12 +159,8 @@ def _columns(x, kernel, turned=False):
 
 
 def _columns_gradient(x, g):
-    if _is_small(x) or x.shape[-1] < 64:
-        shape = (3, 3, x.shape[-1], g.shape[-1])
-        numbers = ('NHWC', 'HWIO', 'NHWC')
-        plain = lambda kernel: jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=numbers
-        )
-        return jax.linear_transpose(plain, jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
+    if _is_small(x) or x.shape[-1] < _FEW:
+        kernel = jax.ShapeDtypeStruct((3, 3, x.shape[-1], g.shape[-1]), x.dtype)
+        return jax.linear_transpose(functools.partial(_plain, x), kernel)(g)[0]
     columns = [_down_gradient(x, _shifted(g, by), 3) for by in (1, 0, -1)]
     return jnp.stack(columns, 1)
