@@ -109,7 +109,7 @@ def run(case: str, sizes: dict, min_size: int, first: dict) -> dict:
     else:
         state, frozen = setup.first_state(key), setup.engine.init_frozen(None)
     before = seen(state.params)
-    frozen = agreement.place(frozen, whole)
+    frozen = agreement.place(frozen, meshes.by_shapes(frozen, setup.mesh))
     logs, compiled, given = [], {}, []
     for step, batch in enumerate(batches(case, found, setup)):
         batch = meshes.put_batch(batch, setup.mesh)

@@ -140,6 +140,18 @@ ENTRY"""
     # What counts otherwise is not known.
     found = hlo.read(text.replace('direction=LT', 'direction=GT'))
     assert (found.open_loops, found.cycles) == (1, 5 * 7 + 100)
+    # The partitioner's loops count by what their body adds.
+    unsigned = text.replace('s32[]{:T(128)}', 'u32[]{:T(128)}')
+    assert hlo.read(unsigned).open_loops == 1
+    end = '  ROOT %loop = '
+    counted = """  %i.1 = u32[] get-tuple-element(%t.1), index=0
+  %two = u32[]{:T(128)} constant(2)
+  %next = u32[]{:T(128)} add(%i.1, %two)
+  %loop = """
+    tuple_out = '{"n":"5"}}\n  ROOT %both = (u32[], f32[100]) tuple(%next, %loop)'
+    text = unsigned.replace(end, counted).replace('{"n":"5"}}', tuple_out)
+    found = hlo.read(text)
+    assert (found.open_loops, found.cycles) == (0, 10 // 2 * 5 * 7 + 100)
 
 
 @pytest.mark.parametrize(

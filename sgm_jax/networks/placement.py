@@ -46,6 +46,13 @@ class Placement:
         """The axis of the mesh that `count` rows, columns or pixels are split over."""
         return self.context if count % self.mesh.shape[self.context] == 0 else None
 
+    def scattered(self, shape: Sequence[int], over: Sequence[str]) -> list[tuple[str, ...] | None]:
+        """The axes of the mesh along each axis of a weight, of those that are all among `over`."""
+        if self.weights is None:
+            return [None] * len(shape)
+        spec = [(x,) if isinstance(x, str) else x for x in self.weights(shape).spec]
+        return [names if names and set(names) <= set(over) else None for names in spec]
+
     def constrain(self, x: jax.Array, *axes: Any) -> jax.Array:
         spec = PartitionSpec(*axes, *(None,) * (x.ndim - len(axes)))
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
@@ -211,8 +218,8 @@ def by_example(
 
     Args:
       x: (n, ...); pixels: the axis of its pixels, where they may be split too.
-      other: a weight, which every device has; the result is as x. Or, with `summed`, as x, and the results
-        of all devices are added up.
+      other: a weight, which every device has; the result is as x. Or, with `summed`, as x: the results of all
+        devices are added up, and laid as a weight is.
     """
     active = _ACTIVE.get()
     if active is None:
@@ -221,18 +228,22 @@ def by_example(
     if pixels is not None:
         axes[pixels] = active.pixels(x.shape[pixels])
     own, every = PartitionSpec(*axes), PartitionSpec()
+    if not summed:
+        specs = dict(in_specs=(own, every), out_specs=own)
+        return jax.shard_map(function, mesh=active.mesh, check_vma=False, **specs)(x, other)
     spread = tuple(jax.tree.leaves(axes))
-    add = lambda x, other: (
-        jax.lax.psum(function(x, other), spread) if spread else function(x, other)
-    )
-    mapped = jax.shard_map(
-        add if summed else function,
-        mesh=active.mesh,
-        in_specs=(own, own if summed else every),
-        out_specs=every if summed else own,
-        check_vma=False,
-    )
-    return mapped(x, other)
+    laid = active.scattered(jax.eval_shape(function, x, other).shape, spread)
+
+    def add(x, other):
+        found, rest = function(x, other), spread
+        for place, names in enumerate(laid):
+            if names:
+                found = jax.lax.psum_scatter(found, names, scatter_dimension=place, tiled=True)
+                rest = tuple(axis for axis in rest if axis not in names)
+        return jax.lax.psum(found, rest) if rest else found
+
+    specs = dict(in_specs=(own, own), out_specs=PartitionSpec(*laid))
+    return jax.shard_map(add, mesh=active.mesh, check_vma=False, **specs)(x, other)
 
 
 def in_chunks(function: Callable[[jax.Array], Any], x: jax.Array, chunk: int) -> Any:

@@ -27,7 +27,11 @@ _CALLED = re.compile(
 )
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# Where a compiler says nothing (TPU), a loop counts up to a constant: what its condition compares with.
+# Where a compiler says nothing (TPU), a loop counts up to a constant: what its condition compares with. JAX's
+# count signed integers by 1; the partitioner's, which compute while slices travel, unsigned ones by more.
+_JAX, _PARTITIONER = 's32[]', 'u32[]'
+_OPERAND = re.compile(r'%([\w.\-]+)')
+_INDEX = re.compile(r'index=(\d+)')
 _LESS = re.compile(r'direction=LT\b')
 _NUMBER = re.compile(r'^(\d+)\)')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -159,21 +163,40 @@ def _called(
 
 
 def _trips(x: _Instruction, computations: Mapping[str, list[_Instruction]]) -> int | None:
-    """How often a loop runs, if that can be read: JAX's count from 0, by 1."""
+    """How often a loop runs, if that can be read."""
     if match := _TRIPS.search(x.rest):
         return int(match[1])
-    condition = computations.get(dict(_CALLED.findall(x.rest))['condition'], [])
+    parts = dict(_CALLED.findall(x.rest))
+    condition = computations.get(parts['condition'], [])
     looked_at = list(condition)
     for y in condition:
         looked_at += computations.get(dict(_CALLED.findall(y.rest)).get('calls'), ())
     compared = [y for y in looked_at if y.op == 'compare']
-    numbers = [
-        int(match[1])
+    ends = [
+        (y.type[:5], int(match[1]))
         for y in looked_at
-        if y.op == 'constant' and y.type.startswith('s32[]') and (match := _NUMBER.match(y.rest))
+        if y.op == 'constant' and (match := _NUMBER.match(y.rest))
     ]
-    counts_up = len(compared) == len(numbers) == 1 and _LESS.search(compared[0].rest)
-    return numbers[0] if counts_up else None
+    ends = [(kind, end) for kind, end in ends if kind in (_JAX, _PARTITIONER)]
+    if len(compared) != 1 or len(ends) != 1 or not _LESS.search(compared[0].rest):
+        return None
+    kind, end = ends[0]
+    step = 1 if kind == _JAX else _step(condition, computations.get(parts['body'], []))
+    return step and end // step
+
+
+def _step(condition: list[_Instruction], body: list[_Instruction]) -> int | None:
+    """What a loop's counter, which its condition takes from a tuple, grows by in its body."""
+    places = [_INDEX.search(y.rest) for y in condition if y.op == 'get-tuple-element']
+    if len(places) != 1 or not places[0] or not body or body[-1].op != 'tuple':
+        return None
+    by_name = {y.name: y for y in body}
+    counter = by_name.get(_OPERAND.findall(body[-1].rest)[int(places[0][1])])
+    if counter is None or counter.op != 'add':
+        return None
+    added = [by_name[name] for name in _OPERAND.findall(counter.rest)[:2] if name in by_name]
+    steps = [_NUMBER.match(y.rest) for y in added if y.op == 'constant']
+    return int(steps[0][1]) if len(steps) == 1 and steps[0] else None
 
 
 def _collective(x: _Instruction, kind: str, types: Mapping[str, str], everyone: int) -> Collective:
