@@ -164,6 +164,9 @@ def _cells(plan) -> list[str]:
     program = plan.programs.get('step') or next(iter(plan.programs.values()))
     least, most = plan_report.seconds(plan)
     known = not program.needed
+    # What a loop of unknown length does is counted once.
+    whole_time = not any(x.open_loops for x in plan.programs.values())
+    shown = f'{1e3 * least:.0f} to {1e3 * most:.0f}' if whole_time else f'over {1e3 * least:.0f}'
     total = sum(x.seconds for x in plan.programs.values())
     useful = sum(plan_report.estimated(plan, name).flops * n for name, n in plan.runs.items())
     peak = parse(plan.topology).chip.flops
@@ -173,8 +176,8 @@ def _cells(plan) -> list[str]:
         f'{plan_report.peak(plan) / GIB:.1f}',
         f'{memory / GIB:.1f}',
         'yes' if plan_report.fits(plan) else 'no',
-        f'{1e3 * least:.0f} to {1e3 * most:.0f}' if known else '',
-        f'{useful / (most * peak):.0%}' if known and most else '',
+        shown if known else '',
+        f'{useful / (most * peak):.0%}' if known and most and whole_time else '',
         f'{total:.0f} s',
     ]
 
