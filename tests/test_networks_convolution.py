@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from sgm_jax.interop import from_sgm
 from sgm_jax.networks import convolution, layers
 from sgm_jax.platforms import target
 
+UNET = 'sgm.modules.diffusionmodules.openaimodel.UNetModel'
+VIDEO_UNET = 'sgm.modules.diffusionmodules.video_model.VideoUNet'
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Of the picture, or of the tokens of frames, and the kernel.
 CASES = {
@@ -61,6 +64,33 @@ def results(name, platform):
 def test_a_tpu_gets_the_same(name):
     for got, want in zip(results(name, 'tpu'), results(name, 'cpu'), strict=True):
         golden.assert_close(got, want, 1e-5)
+
+
+@pytest.fixture
+def like_a_tpu(monkeypatch):
+    """All that can be convolved as on a TPU is, narrow as the reference's networks are; no kernels."""
+    monkeypatch.setattr(convolution, 'platform', lambda: 'tpu')
+    monkeypatch.setattr(convolution, '_FEW', 1)
+    monkeypatch.setattr(convolution, '_THIN', 32)
+
+
+def test_the_image_network_is_the_reference_on_a_tpu_too(like_a_tpu):
+    inputs, outputs = golden.arrays('unet_sdxl')
+    unet = from_sgm(UNET, golden.config('unet_sdxl'), golden.state_dict('unet_sdxl'))
+    out = golden.quick_jit(lambda x, t, context, y: unet(x, t, context, y))(
+        golden.last(inputs['x']), inputs['timesteps'], inputs['context'], inputs['y']
+    )
+    golden.assert_close(out, golden.last(outputs['out']))
+
+
+def test_the_video_network_is_the_reference_on_a_tpu_too(like_a_tpu):
+    config = golden.config('video_unet_svd')
+    frames = config.pop('num_video_frames', None) or 4
+    unet = from_sgm(VIDEO_UNET, config, golden.state_dict('video_unet_svd'))
+    inputs, outputs = golden.arrays('video_unet_svd')
+    run = golden.quick_jit(lambda x, t, context, y: unet(x, t, context, y, num_frames=frames))
+    out = run(golden.last(inputs['x']), inputs['timesteps'], inputs['context'], inputs['y'])
+    golden.assert_close(out, golden.last(outputs['video']))
 
 
 PROGRAM = """
