@@ -78,7 +78,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'checkpoint_every': 2000,
         'keep': 3,
     }
-    config.mesh = {'data': -1, 'fsdp': 1}
+    config.mesh = {'data': -1, 'fsdp': 1, 'context': 1}
     if variant == 'tiny':
         _tiny(config)
     return config

@@ -45,5 +45,5 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'checkpoint_every': 125,
         'keep': 2,
     }
-    config.mesh = {'data': -1, 'fsdp': 1}
+    config.mesh = {'data': -1, 'fsdp': 1, 'context': 1}
     return config

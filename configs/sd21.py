@@ -113,7 +113,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'checkpoint_every': 1000,
         'keep': 3,
     }
-    config.mesh = {'data': 1, 'fsdp': -1}
+    config.mesh = {'data': 1, 'fsdp': -1, 'context': 1}
     config.sample = {
         'sampler': {'name': 'euler_edm'},
         'discretization': {'name': 'legacy_ddpm'},

@@ -92,7 +92,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'checkpoint_every': 1000,
         'keep': 3,
     }
-    config.mesh = {'data': 1, 'fsdp': -1}
+    config.mesh = {'data': 1, 'fsdp': -1, 'context': 1}
     config.sample = {
         'sampler': {'name': 'euler_edm'},
         'discretization': {'name': 'edm', 'sigma_min': 0.002, 'sigma_max': 700.0, 'rho': 7.0},

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from sgm_jax.config import load_config
 from sgm_jax.errors import UserError
 from sgm_jax.parallel import mesh as meshes
 
@@ -36,6 +37,13 @@ class FakeMesh:
 def test_impossible_meshes_are_named(sizes, words):
     with pytest.raises(UserError, match=words):
         meshes.make_mesh(sizes, jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    'path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem
+)
+def test_every_axis_has_a_flag(path):
+    assert set(load_config(str(path)).mesh) == set(meshes.AXES)
 
 
 def test_batches_must_divide():
