@@ -152,6 +152,7 @@ ENTRY"""
     text = unsigned.replace(end, counted).replace('{"n":"5"}}', tuple_out)
     found = hlo.read(text)
     assert (found.open_loops, found.cycles) == (0, 10 // 2 * 5 * 7 + 100)
+    assert hlo.read(text.replace('constant(2)', 'constant(4)')).cycles == 3 * 5 * 7 + 100
 
 
 @pytest.mark.parametrize(

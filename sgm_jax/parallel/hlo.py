@@ -175,14 +175,15 @@ def _trips(x: _Instruction, computations: Mapping[str, list[_Instruction]]) -> i
     ends = [
         (y.type[:5], int(match[1]))
         for y in looked_at
-        if y.op == 'constant' and (match := _NUMBER.match(y.rest))
+        if y.op == 'constant'
+        and y.type.startswith((_JAX, _PARTITIONER))
+        and (match := _NUMBER.match(y.rest))
     ]
-    ends = [(kind, end) for kind, end in ends if kind in (_JAX, _PARTITIONER)]
     if len(compared) != 1 or len(ends) != 1 or not _LESS.search(compared[0].rest):
         return None
     kind, end = ends[0]
     step = 1 if kind == _JAX else _step(condition, computations.get(parts['body'], []))
-    return step and end // step
+    return step and math.ceil(end / step)
 
 
 def _step(condition: list[_Instruction], body: list[_Instruction]) -> int | None:
@@ -201,7 +202,7 @@ def _step(condition: list[_Instruction], body: list[_Instruction]) -> int | None
 
 def _collective(x: _Instruction, kind: str, types: Mapping[str, str], everyone: int) -> Collective:
     operands = x.rest.split(')', 1)[0]
-    names = re.findall(r'%([\w.\-]+)', operands)
+    names = _OPERAND.findall(operands)
     size = sum(bytes_of(types.get(name, '')) for name in names)
     n = _group(x.rest, everyone)
     if kind == 'all-gather':
