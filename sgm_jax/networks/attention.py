@@ -196,12 +196,12 @@ def _splash_kernel(queries: int, keys: int, heads: int, causal: bool, most: int)
         return next(size for size in (1024, 512, 256, 128) if n % size == 0 and size <= most)
 
     block_q, block_kv = block(queries), block(keys)
-    # Scores are float32, and the most of what the kernels hold. With 512 keys at once the hungriest takes
-    # 8.5 MiB, of the 9 that parallel/compiler.py leaves it.
+    # Scores are float32, and the most of what the kernels hold. With 512 keys at once the hungriest fits the
+    # 8 MiB that parallel/compiler.py leaves it.
     scored = min(block_kv, 512)
     sizes = splash.BlockSizes(
         block_q=block_q,
-        block_kv=block_kv,
+        block_kv=scored,
         block_kv_compute=scored,
         block_q_dkv=block_q,
         block_kv_dkv=block_kv,

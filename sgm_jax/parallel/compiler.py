@@ -34,7 +34,7 @@ OPTIONS = {
         # Fused loops would be written out for tiles of up to 16 MiB of fast memory. Smaller tiles are less
         # code: SDXL's U-Net compiles in 69 s instead of 101, and its forward pass takes 92.5 ms instead of
         # 90.5 (v5e, the compiler's own estimate). Attention's kernels are made for it (networks/attention.py).
-        'xla_tpu_scoped_vmem_limit_kib': 9216,
+        'xla_tpu_scoped_vmem_limit_kib': 8192,
     },
 }
 
