@@ -1,5 +1,8 @@
 """Hand-written derivatives against JAX's own, of the same formulas written plainly."""
 
+import functools
+import importlib
+
 import golden
 import jax
 import jax.numpy as jnp
@@ -78,6 +81,20 @@ def test_attention_by_head(queries):
     function = lambda *arguments: attend(*arguments, implementation='blockwise')
     shapes = (1, queries, 2, 8), (1, 260, 2, 8), (1, 260, 2, 8)
     assert_same(function, plain, normal(*shapes))
+
+
+@pytest.mark.parametrize('causal', [False, True])
+def test_splash_attention_in_blocks_of_scores(causal, monkeypatch):
+    """As a TPU computes it, with more keys than are scored at once; Pallas' interpreter runs the kernels."""
+    kernel = 'jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel'
+    made = importlib.import_module(kernel).make_splash_mha
+    monkeypatch.setattr(f'{kernel}.make_splash_mha', functools.partial(made, interpret=True))
+    call = functools.partial(attend, causal=causal)
+    assert_same(
+        functools.partial(call, implementation='splash'),
+        functools.partial(call, implementation='xla'),
+        normal(*[(1, 1024, 2, 64)] * 3),
+    )
 
 
 def test_half_precision_keeps_its_types():
