@@ -1,5 +1,6 @@
 """Clips decoded a few frames at a time: how far from all at once, and in how much memory."""
 
+import dataclasses
 import functools
 
 import golden
@@ -9,7 +10,9 @@ import pytest
 
 from sgm_jax.config import load_config
 from sgm_jax.engines import build
+from sgm_jax.engines.ahead import trace_sampling
 from sgm_jax.interop import checkpoint_files, to_sgm
+from sgm_jax.tools.planning import batch_shapes
 
 FRAMES = 25
 # A little above what docs/sampling.md has: the root mean square of what chunks change in one frame, as a
@@ -105,3 +108,14 @@ def test_memory_grows_with_the_chunk_alone():
     # In proportion to the frames that are seen at once.
     assert five == pytest.approx(5 * one, rel=0.1)
     assert all_of_them == pytest.approx(25 * one, rel=0.1)
+
+
+@pytest.mark.parametrize(('decoder', 'seen'), [('video_decoder', 9), ('decoder', 5)])
+def test_a_plan_is_of_the_frames_that_a_decoder_is_given(decoder, seen):
+    engine, params, frozen = model(decoder)
+    sampling = dataclasses.replace(engine.sampling, decode_chunk=5, decode_overlap=2)
+    engine = dataclasses.replace(engine, sampling=sampling)
+    batch = batch_shapes(engine, load_config('configs/svd.py:tiny'), 1)
+    place = lambda tree: tree
+    traced = trace_sampling(engine, params, frozen, batch, count=1, place=place)
+    assert traced['decode'].out_info.shape[:2] == (1, seen)

@@ -48,8 +48,9 @@ def trace_sampling(
         place({name: values[0] for name, values in plan.items()}),
         place(z) if settings.sampler.stochastic else None,
     )
-    chunk = min(settings.decode_chunk or frames, frames)
-    clips = place(jax.ShapeDtypeStruct((count, chunk, *size, z.shape[-1]), jnp.float32))
+    chunk = settings.decode_chunk or frames
+    window = engine.decoded_at_once(chunk, settings.decode_overlap, frames)
+    clips = place(jax.ShapeDtypeStruct((count, window, *size, z.shape[-1]), jnp.float32))
     return {'step': step, 'decode': engine._decode.trace(params, frozen, clips)}
 
 

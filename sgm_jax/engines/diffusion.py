@@ -369,7 +369,7 @@ class DiffusionEngine:
         num_frames = self.task.num_frames or len(z)
         clips = z.reshape(-1, num_frames, *z.shape[1:])
         chunk = min(chunk or num_frames, num_frames)
-        window = min(chunk + 2 * overlap, num_frames) if self.decodes_clips else chunk
+        window = self.decoded_at_once(chunk, overlap, num_frames)
         for start in range(0, num_frames, chunk):
             first = start
             if self.decodes_clips:
@@ -377,6 +377,10 @@ class DiffusionEngine:
             seen = self.devices.put(clips[:, first : first + window])
             part = self._decode(params, frozen, seen)
             yield part[:, start - first : start - first + chunk]
+
+    def decoded_at_once(self, chunk: int, overlap: int, num_frames: int) -> int:
+        """How many frames of a clip its decoder is given for each chunk of them."""
+        return min(chunk + (2 * overlap if self.decodes_clips else 0), num_frames)
 
     @property
     def decodes_clips(self) -> bool:
