@@ -1,8 +1,10 @@
 """SDXL's U-Net compiled for TPUs that are not here, beside a JAX peer's at the same work.
 
-python -m benchmarks.plan_sdxl [inference fsdp data] [--remat=NAME] [--noscan]
+python -m benchmarks.plan_sdxl [inference fsdp data] [--remat=NAME] [--noscan] [--peer=PYTHON]
 
-The peer is an SDXL U-Net in Flax's Linen, compiled with the same libtpu by the same means. The work: the
+The peer is an SDXL U-Net in Flax's Linen, compiled with the same libtpu by the same means, on another machine;
+--peer compiles one here after ours (benchmarks/linen_unet.py), of which the times to compile can be compared.
+Its attention is XLA's, which is in the estimate; the other's better one is a kernel's. The work: the
 U-Net alone on 128x128 latents, 77 tokens of 2048, in bfloat16; AdamW without an average of the weights, its
 masters and moments in float32. Time is XLA's estimated cycles over the clock; what has no estimate (kernels
 at 40% of the chip's peak, collectives at the full speed of its links) stands beside it.
@@ -10,6 +12,8 @@ at 40% of the chip's peak, collectives at the full speed of its links) stands be
 
 import argparse
 import dataclasses
+import json
+import subprocess
 from pathlib import Path
 
 from sgm_jax.parallel import topologies
@@ -147,6 +151,7 @@ def main() -> None:
     parser.add_argument(
         '--noscan', action='store_true', help='trace every transformer block by itself'
     )
+    parser.add_argument('--peer', help="the Python of an environment that has the peer's libraries")
     flags = parser.parse_args()
     for name in flags.cases or CASES:
         case = CASES[name]
@@ -173,6 +178,20 @@ def main() -> None:
             f'{found.accessed / 1e9:.0f} GB accessed, kernels {dict(found.custom_calls)}',
             flush=True,
         )
+        if flags.peer:
+            here = _peer(flags.peer, name)
+            print(
+                f'  a peer compiled here: {here["ms"]:.1f} ms ({ms / here["ms"]:.2f}), '
+                f'{here["gib"]:.1f} GiB ({found.peak / GIB / here["gib"]:.2f}), '
+                f'compiled in {here["seconds"]:.1f} s ({found.seconds / here["seconds"]:.2f})',
+                flush=True,
+            )
+
+
+def _peer(python: str, name: str) -> dict[str, float]:
+    command = [python, '-m', 'benchmarks.linen_unet', name]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == '__main__':
