@@ -1,4 +1,4 @@
-"""The peer of plan_sdxl: SDXL's U-Net in Flax's Linen, as diffusers had it, compiled for TPUs that are not here.
+"""The peer of plan_sdxl: SDXL's U-Net in Flax's Linen, compiled for TPUs that are not here.
 
 PYTHONPATH=. PYTHON -m benchmarks.linen_unet inference
 

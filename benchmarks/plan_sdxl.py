@@ -2,8 +2,8 @@
 
 python -m benchmarks.plan_sdxl [inference fsdp data] [--remat=NAME] [--noscan] [--peer=PYTHON]
 
-The peer is an SDXL U-Net in Flax's Linen, compiled with the same libtpu by the same means, on another machine;
---peer compiles one here after ours (benchmarks/linen_unet.py), of which the times to compile can be compared.
+The peer is an SDXL U-Net in Flax's Linen, compiled with the same libtpu by the same means, on another
+machine; --peer compiles one here after ours (benchmarks/linen_unet.py), so that times to compile compare.
 Its attention is XLA's, which is in the estimate; the other's better one is a kernel's. The work: the
 U-Net alone on 128x128 latents, 77 tokens of 2048, in bfloat16; AdamW without an average of the weights, its
 masters and moments in float32. Time is XLA's estimated cycles over the clock; what has no estimate (kernels

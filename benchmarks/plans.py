@@ -99,6 +99,12 @@ def _case(model: str, work: str, topology: str) -> Case:
     if work == 'train' and topology == 'v5e-256' and model != 'f8':
         # 256 divides few of the networks' widths (320, 640, 1280), 64 all.
         flags = ('--config.mesh.data=4', '--config.mesh.fsdp=64')
+    if work == 'sample' and model != 'f8' and parse(topology).platform == 'tpu':
+        flags = ('--dtype=bfloat16',)
+        # SVD's decoder takes 24 GiB for fourteen frames at once, and sees two on either side of a chunk.
+        chunk = {'v5e-1': 2, 'v6e-1': 7}.get(topology)
+        if chunk and model != 'sdxl':
+            flags += (f'--config.sample.decode_chunk={chunk}',)
     return Case(
         model=model,
         config=CONFIGS[model],
@@ -141,17 +147,18 @@ def page() -> str:
     known = results()
     lines = [
         '| model | work | topology | mesh | batch | GiB per device | of | fits | step or sample, ms | MFU '
-        '| compiled in |',
-        '|---|---|---|---|---|---|---|---|---|---|---|',
+        '| compiled in | flags |',
+        '|---|---|---|---|---|---|---|---|---|---|---|---|',
     ]
     notes = []
     for case in cases():
         row = [case.model, case.work, case.topology]
         if case.name not in known:
-            lines.append(f'| {" | ".join(row)} | not compiled | | | | | | | |')
+            lines.append(f'| {" | ".join(row)} | not compiled | | | | | | | | |')
             continue
         plan = from_json(known[case.name])
-        lines.append(f'| {" | ".join([*row, *_cells(plan)])} |')
+        cells = [*row, *_cells(plan), ' '.join(case.flags)]
+        lines.append(f'| {" | ".join(cells)} |')
         if not plan_report.fits(plan):
             notes.append(f'- {case.name}: {plan_report.verdict(plan)}')
     return '\n'.join(

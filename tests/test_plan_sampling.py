@@ -4,6 +4,9 @@ import json
 
 from test_plan import CONFIG, run_tool
 
+from sgm_jax.tools import plan_report
+from sgm_jax.tools.planning import Compiled, Plan, needed_bytes
+
 QUICKLY = '--xla_backend_optimization_level=0'
 
 
@@ -33,3 +36,49 @@ def test_a_first_stage_encodes_and_decodes(tmp_path):
     programs = json.loads((tmp_path / 'plans.jsonl').read_text())['programs']
     assert set(programs) == {'encode', 'decode'}
     assert all(program['flops'] > 0 < program['peak'] for program in programs.values())
+
+
+def test_a_compiler_that_runs_out_of_memory_says_how_much_it_needs():
+    message = (
+        'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. '
+        'Used 23.50G of 15.75G hbm. Exceeded hbm capacity by 7.75G.'
+    )
+    assert needed_bytes(message) == 23.5 * 2**30
+    message = (
+        'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required '
+        'for HLO temporaries (23.96G) exceeds available HBM (15.75G). HLO module: jit_decode.'
+    )
+    assert needed_bytes(message) == 23.96 * 2**30
+    assert needed_bytes('INTERNAL: something else') is None
+
+
+def test_weights_are_held_in_the_dtype_that_samples_are_made_with(tmp_path):
+    (tmp_path / 'small.py').write_text(CONFIG.replace('smallest', 'tiny'))
+    command = ('--config', str(tmp_path / 'small.py'), '--topology', 'cpu:1', '--sample')
+    held = {}
+    for dtype in ('float32', 'bfloat16'):
+        file = tmp_path / f'{dtype}.jsonl'
+        done = run_tool(*command, '--dtype', dtype, '--json', str(file), XLA_FLAGS=QUICKLY)
+        assert done.returncode == 0, done.stderr
+        assert f'dtype = {dtype}' in done.stdout
+        held[dtype] = json.loads(file.read_text())['parts']
+    assert held['bfloat16']['parameters'] == held['float32']['parameters'] / 2
+
+
+def test_what_would_make_a_sample_fit():
+    program = Compiled(needed=23.96 * 2**30)
+    plan = Plan(
+        work='sample',
+        topology='v5e-1',
+        devices=1,
+        batch_size=1,
+        mesh={},
+        settings={'sample.decode_chunk': 14, 'dtype': 'float32'},
+        parts={},
+        programs={'decode': program},
+        runs={'decode': 1},
+    )
+    assert plan_report.verdict(plan) == (
+        'does not fit: 23.96 of 15.75 GiB; --dtype=bfloat16; a smaller --config.sample.decode_chunk; smaller '
+        'pictures, or a chip with more memory'
+    )

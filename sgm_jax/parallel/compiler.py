@@ -33,7 +33,7 @@ OPTIONS = {
         'xla_tpu_enable_windowed_einsum_for_reduce_scatter': False,
         # Fused loops would be written out for tiles of up to 16 MiB of fast memory. Smaller tiles are less
         # code: SDXL's U-Net compiles in 46 s instead of 101, and its forward pass takes 93.8 ms instead of
-        # 90.5 (v5e, the compiler's own estimate). Attention's kernels are made for it (networks/attention.py).
+        # 90.5 (v5e, the compiler's own estimate). Attention's kernels are made for it.
         'xla_tpu_scoped_vmem_limit_kib': 8192,
     },
 }

@@ -16,13 +16,13 @@ import numpy as np
 from sgm_jax.config import check_keys, load_config
 from sgm_jax.engines import DiffusionEngine, Engine, build
 from sgm_jax.engines.devices import ONE, Devices, over_mesh
-from sgm_jax.engines.first_stages import DTYPES
 from sgm_jax.engines.model import check_pixels
 from sgm_jax.engines.structure import to_uint8
 from sgm_jax.engines.tasks import Images, ImageToOrbit, ImageToVideo
 from sgm_jax.errors import UserError
 from sgm_jax.interop import checkpoint_files, hub, workdir_files
 from sgm_jax.parallel import mesh as meshes
+from sgm_jax.sampling import precision
 from sgm_jax.sampling.images import sample_images
 from sgm_jax.sampling.inputs import to_float
 from sgm_jax.sampling.orbits import sample_orbits
@@ -174,20 +174,20 @@ def _load(
             )
         config.model.update(checkpoint=str(path), first_stage_checkpoint='', from_scratch=False)
     if dtype is not None:
-        _set_dtype(config, dtype)
+        precision.compute_in(config, dtype)
     engine = build(config, sampling=True)
     engine = engine if mesh is None else over_mesh(engine, mesh)
     devices = getattr(engine, 'devices', ONE)
     if workdir:
         wanted = devices.abstract(jax.eval_shape(engine.init, jax.random.key(0)))
-        params = _cast(workdir_files.read_ema(path, wanted), dtype)
+        params = precision.hold(workdir_files.read_ema(path, wanted), dtype)
         frozen = engine.init_frozen(jax.random.key(0), training=False)
-        frozen = jax.tree.map(devices.put_weight, frozen)
+        frozen = jax.tree.map(devices.put_weight, precision.hold(frozen, dtype))
     else:
         # Each as soon as it is read, and waited for: a file never lies in memory a second time, and what
         # it was read into is there for the next one.
         place = lambda entry, array: jax.block_until_ready(
-            devices.put_weight(_held(entry.path, array, dtype))
+            devices.put_weight(precision.held(entry.path, array, dtype))
         )
         params, frozen = engine.weights.all(place)
     return LoadedModel(engine=engine, params=params, frozen=frozen)
@@ -201,24 +201,3 @@ def _check_is_checkpoint(path: pathlib.Path) -> None:
             f'{path}: neither the workdir of a run nor a .safetensors file, a .ckpt file or a '
             f'diffusers folder ({there})'
         )
-
-
-def _set_dtype(config: ml_collections.ConfigDict, dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise UserError(f'unknown dtype {dtype!r}; choose one of: {", ".join(DTYPES)}')
-    config.model.network.dtype = dtype
-    config.model.conditioner = tuple(
-        {**node, 'dtype': dtype} if 'dtype' in node else node for node in config.model.conditioner
-    )
-
-
-def _held(path: tuple, array: np.ndarray, dtype: str | None) -> np.ndarray:
-    """A weight as it is held: the first stage is never rounded."""
-    if dtype is None or path[0] == 'first_stage' or not jnp.issubdtype(array.dtype, jnp.floating):
-        return array
-    return array.astype(dtype)
-
-
-def _cast(tree: PyTree, dtype: str | None) -> PyTree:
-    names = lambda path: tuple(getattr(key, 'key', key) for key in path)
-    return jax.tree_util.tree_map_with_path(lambda path, x: _held(names(path), x, dtype), tree)

@@ -26,6 +26,7 @@ def define_flags() -> None:
     flags.DEFINE_string('topology', None, 'v5e-16, v5p:4x4x4, 8xH100, cpu:8')
     flags.DEFINE_bool('sample', False, 'sampling on one device, in place of training on all')
     flags.DEFINE_string('mesh', None, 'with --sample, all devices: data=2,fsdp=-1,context=2')
+    flags.DEFINE_string('dtype', None, 'with --sample, as of sample.py: what weights are held in')
     flags.DEFINE_integer('samples', 1, 'samples at once, with --sample', lower_bound=1)
     flags.DEFINE_bool('search', False, 'try remat, meshes and batches; show the best that fits')
     flags.DEFINE_string('json', None, 'a file to which each plan is added, as a line of JSON')
@@ -39,6 +40,10 @@ def main() -> int:
     if FLAGS.mesh is not None and not FLAGS.sample:
         raise UserError(
             '--mesh is for --sample; of a training it is --config.mesh.data=2, and so on'
+        )
+    if FLAGS.dtype is not None and not FLAGS.sample:
+        raise UserError(
+            '--dtype is for --sample; a training computes in --config.model.network.dtype'
         )
     topology = topologies.parse(FLAGS.topology)
     topologies.prepare_process(topology)
@@ -56,7 +61,9 @@ def main() -> int:
         return 0
     if FLAGS.sample:
         mesh = None if FLAGS.mesh is None else meshes.parse(FLAGS.mesh)
-        plan = planning.plan_sampling(FLAGS.config, topology, count=FLAGS.samples, mesh=mesh)
+        plan = planning.plan_sampling(
+            FLAGS.config, topology, count=FLAGS.samples, mesh=mesh, dtype=FLAGS.dtype
+        )
     else:
         plan = planning.plan_training(FLAGS.config, topology)
     _keep(plan)

@@ -110,11 +110,13 @@ def verdict(plan: Plan) -> str:
 
 def advice(plan: Plan) -> str:
     """What would make it fit."""
-    if plan.work == 'sample':
-        return (
-            'a smaller --config.sample.decode_chunk, smaller pictures, or a chip with more memory'
-        )
     ways = []
+    if plan.work == 'sample':
+        if plan.settings.get('dtype') == 'float32' and parse(plan.topology).platform != 'cpu':
+            ways.append('--dtype=bfloat16')
+        if plan.settings.get('sample.decode_chunk', 1) > 1:
+            ways.append('a smaller --config.sample.decode_chunk')
+        return '; '.join([*ways, 'smaller pictures, or a chip with more memory'])
     if plan.batch_size > plan.devices:
         ways.append(f'--config.train.batch_size={plan.devices} (one example per device)')
     if plan.settings.get('model.network.remat', '') in ('none', 'dots', 'attention'):

@@ -1,6 +1,7 @@
 """Compiling a config's very programs for hardware that may not be here, and what that tells."""
 
 import dataclasses
+import functools
 import math
 import re
 import time
@@ -22,6 +23,7 @@ from sgm_jax.parallel import mesh as meshes
 from sgm_jax.parallel.mesh import bytes_per_device
 from sgm_jax.parallel.topologies import Topology
 from sgm_jax.platforms import target
+from sgm_jax.sampling import precision
 from sgm_jax.training.setup import Setup
 
 PyTree = Any
@@ -131,16 +133,24 @@ def plan_sampling(
     *,
     count: int = 1,
     mesh: Mapping[str, int] | None = None,
+    dtype: str | None = None,
 ) -> Plan:
     """Compiles what sample.py runs for `count` samples, on one device of the topology, or over a mesh of all.
 
-    The denoiser's step with its guidance, and the decoder; the weights of all parts stay on the devices.
+    The denoiser's step with its guidance, and the decoder; the weights of all parts stay on the devices, in
+    `dtype`, or those of the network in float32.
 
     Raises:
-      UserError: a mesh of other sizes than the topology has, or that does not divide the latents.
+      UserError: an unknown dtype, or one for a first stage, which keeps its own; a mesh of other sizes than
+        the topology has, or that does not divide the latents.
     """
     sharding = jax.sharding.SingleDeviceSharding(topology.one().devices()[0])
     place = hold = lambda tree: _placed(tree, sharding)
+    if dtype is not None:
+        config = ml_collections.ConfigDict(config.to_dict())
+        if config.model.name != 'diffusion':
+            raise UserError('dtype: a first stage is held in its own; leave --dtype out')
+        precision.compute_in(config, dtype)
     with target(topology.platform):
         engine = build_engine(config, sampling=True)
         if mesh is not None:
@@ -151,17 +161,17 @@ def plan_sampling(
         if not isinstance(engine, DiffusionEngine):
             return _plan_reconstruction(engine, config, topology, count, place)
         batch = batch_shapes(engine, config, count)
-        weights = (
-            hold(jax.eval_shape(engine.init, jax.random.key(0))),
-            hold(engine.frozen_shapes(training=False)),
-        )
+        shapes = jax.eval_shape(engine.init, jax.random.key(0))
+        rounded = functools.partial(jax.eval_shape, lambda tree: precision.hold(tree, dtype))
+        weights = hold(rounded(shapes)), hold(rounded(engine.frozen_shapes(training=False)))
         traced = trace_sampling(engine, *weights, batch, count=count, place=place)
         programs = {name: compiled(x, topology) for name, x in traced.items()}
     steps = len(engine.sampling.sampler.plan(_sigmas(engine))['sigma'])
     chunk = engine.sampling.decode_chunk or (engine.task.num_frames or count)
     chunks = -(-(engine.task.num_frames or count) // chunk)
     runs = {'step': steps, 'decode': chunks}
-    plan = _on_one_device(topology, config, count, *weights, programs=programs, runs=runs)
+    chosen = _sampling_settings(config, chunk, dtype)
+    plan = _on_one_device(topology, count, *weights, chosen, programs=programs, runs=runs)
     sizes = {} if mesh is None else dict(engine.devices.mesh.shape)
     return dataclasses.replace(plan, mesh=sizes, devices=math.prod(sizes.values()))
 
@@ -178,17 +188,17 @@ def _plan_reconstruction(engine, config, topology, count, place) -> Plan:
     traced = trace_reconstruction(engine, params, frozen, pictures, place=place)
     programs = {name: compiled(x, topology) for name, x in traced.items()}
     runs = dict.fromkeys(programs, 1)
-    return _on_one_device(topology, config, count, params, frozen, programs=programs, runs=runs)
+    return _on_one_device(topology, count, params, frozen, {}, programs=programs, runs=runs)
 
 
-def _on_one_device(topology, config, count, params, frozen, *, programs, runs) -> Plan:
+def _on_one_device(topology, count, params, frozen, chosen, *, programs, runs) -> Plan:
     return Plan(
         work='sample',
         topology=topology.name,
         devices=1,
         batch_size=count,
         mesh={},
-        settings=settings(config),
+        settings=chosen,
         parts={'parameters': bytes_per_device(params), 'frozen': bytes_per_device(frozen)},
         programs=programs,
         runs=runs,
@@ -242,7 +252,10 @@ def _peak(memory: Any) -> float:
 
 def needed_bytes(message: str) -> float | None:
     """Of a compiler's message that a program is too large, how large it is; None of other messages."""
-    match = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message)
+    # Of the whole program, once it is laid out; or, where they are too many before that, of its temporaries.
+    match = re.search(r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm', message) or re.search(
+        r'required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM', message
+    )
     return float(match[1]) * _UNITS[match[2]] if match else None
 
 
@@ -293,6 +306,12 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
         'optimizer.name': config.optimizer.name,
         'train.accumulate': config.train.get('accumulate', 1),
     }
+
+
+def _sampling_settings(config, chunk: int, dtype: str | None) -> dict[str, Any]:
+    kept = ('model.network.dtype', 'model.network.attention')
+    of_network = {key: value for key, value in settings(config).items() if key in kept}
+    return {**of_network, 'sample.decode_chunk': chunk, 'dtype': dtype or 'float32'}
 
 
 def _unsplit(params: PyTree, mesh: jax.sharding.Mesh) -> float:
