@@ -83,9 +83,12 @@ def test_attention_by_head(queries):
     assert_same(function, plain, normal(*shapes))
 
 
-@pytest.mark.parametrize('causal', [False, True])
-def test_splash_attention_in_blocks_of_scores(causal, monkeypatch):
-    """As a TPU computes it, with more keys than are scored at once; Pallas' interpreter runs the kernels."""
+@pytest.mark.parametrize(('tokens', 'causal'), [(1024, False), (1024, True), (1100, False)])
+def test_splash_attention_in_blocks_of_scores(tokens, causal, monkeypatch):
+    """As a TPU computes it, with more keys than are scored at once, and with blocks that they do not fill.
+
+    Pallas' interpreter runs the kernels.
+    """
     kernel = 'jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel'
     made = importlib.import_module(kernel).make_splash_mha
     monkeypatch.setattr(f'{kernel}.make_splash_mha', functools.partial(made, interpret=True))
@@ -93,7 +96,7 @@ def test_splash_attention_in_blocks_of_scores(causal, monkeypatch):
     assert_same(
         functools.partial(call, implementation='splash'),
         functools.partial(call, implementation='xla'),
-        normal(*[(1, 1024, 2, 64)] * 3),
+        normal(*[(1, tokens, 2, 64)] * 3),
     )
 
 
