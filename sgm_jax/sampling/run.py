@@ -9,15 +9,20 @@ import numpy as np
 from tqdm import tqdm
 
 from sgm_jax.errors import UserError
-from sgm_jax.parallel import cache
+from sgm_jax.parallel import cache, memory
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.sampling import media, watermark
 from sgm_jax.sampling.inputs import numbers, read_prompts
 from sgm_jax.sampling.subjects import list_pictures
 
 LOG = logging.getLogger(__name__)
+SMALLER = (
+    'give fewer or smaller pictures, decode fewer at once (--decode_chunk=1), hold the weights in half '
+    '(--dtype=bfloat16), or sample over several devices (--mesh context=4)'
+)
 
 
+@memory.or_else(SMALLER)
 def run(
     *,
     config: Any,

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from sgm_jax.engines.devices import over_mesh
 from sgm_jax.errors import UserError
 from sgm_jax.parallel import flops, hlo
 from sgm_jax.parallel import mesh as meshes
+from sgm_jax.parallel.memory import needed_bytes
 from sgm_jax.parallel.mesh import bytes_per_device
 from sgm_jax.parallel.topologies import Topology
 from sgm_jax.platforms import target
@@ -28,7 +28,6 @@ from sgm_jax.training.setup import Setup
 
 PyTree = Any
 Shape = jax.ShapeDtypeStruct
-_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,15 +247,6 @@ def _peak(memory: Any) -> float:
     """What is there at once at most: arguments, what does not take their place, and temporaries."""
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return memory.argument_size_in_bytes + new + memory.temp_size_in_bytes
-
-
-def needed_bytes(message: str) -> float | None:
-    """Of a compiler's message that a program is too large, how large it is; None of other messages."""
-    # Of the whole program, once it is laid out; or, where they are too many before that, of its temporaries.
-    match = re.search(r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm', message) or re.search(
-        r'required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM', message
-    )
-    return float(match[1]) * _UNITS[match[2]] if match else None
 
 
 def batch_shapes(

@@ -11,12 +11,16 @@ import ml_collections
 
 from sgm_jax.errors import UserError
 from sgm_jax.interop.workdir_files import read_config
-from sgm_jax.parallel import cache, hosts
+from sgm_jax.parallel import cache, hosts, memory
 from sgm_jax.training.profiling import Span
 
 LOG = logging.getLogger(__name__)
 # As shells have it for ctrl-C; a launcher that restarts on failure goes on with the run.
 STOPPED = 130
+SMALLER = (
+    'python -m sgm_jax.tools.plan --search says what fits; less takes a smaller --config.train.batch_size, '
+    '--config.model.network.remat=layer, or to split the model (--config.mesh.data=1 --config.mesh.fsdp=-1)'
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,8 @@ def run(
     """Trains and tests, and says where everything is. The exit code is 0, or `STOPPED` before the last step.
 
     Raises:
-      UserError: a mistake in flags, config, files or data; or the processes of `launch` do not meet.
+      UserError: a mistake in flags, config, files or data; too little memory on a device; or the processes
+        of `launch` do not meet.
       LostError: another process is gone.
     """
     span = Span.parse(choices.profile) if choices.profile else None
@@ -79,7 +84,8 @@ def run(
     else:
         workdir = runs.new_workdir(choices.name, choices.postfix)
     aside = choices.debug and not (choices.workdir or choices.resume)
-    with hosts.told_apart(), _moved_aside(workdir) if aside else contextlib.nullcontext():
+    kept = _moved_aside(workdir) if aside else contextlib.nullcontext()
+    with hosts.told_apart(), kept, memory.or_else(SMALLER):
         if choices.train and (code := _train(config, workdir, span)):
             return code
         if choices.test:

@@ -1,0 +1,40 @@
+"""When a device's memory is too small: what its compiler or its allocator says, and what a user can do."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import jax
+
+from sgm_jax.errors import UserError
+
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+_NEEDED = (
+    # Of the whole program, once it is laid out; or, where they are too many before that, of its temporaries.
+    r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm',
+    r'required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM',
+)
+
+
+def needed_bytes(message: str) -> float | None:
+    """Of a compiler's message that a program is too large, how large it is; None of other messages."""
+    found = (re.search(pattern, message) for pattern in _NEEDED)
+    match = next(filter(None, found), None)
+    return float(match[1]) * _UNITS[match[2]] if match else None
+
+
+@contextlib.contextmanager
+def or_else(advice: str) -> Iterator[None]:
+    """What runs out of a device's memory inside ends in a UserError with this advice.
+
+    Raises:
+      UserError: a program was too large to compile for the device, or an array to be held by it.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error)
+        if not message.startswith('RESOURCE_EXHAUSTED'):
+            raise
+        said = message.removeprefix('RESOURCE_EXHAUSTED:').strip().splitlines()[0][:300]
+        raise UserError(f'a device has too little memory: {said}; {advice}') from error
