@@ -138,7 +138,8 @@ def _train_step(network, shapes, latents, told):
         return (optax.apply_updates(params, updates), moments), value
 
     state, whole = (wanted.params, wanted.opt_state), meshes.replicated(mesh)
-    jitted = jit(step, donate_argnums=0, out_shardings=(meshes.shardings(state), whole))
+    out = meshes.shardings(state), whole
+    jitted = jit(step, training=True, donate_argnums=0, out_shardings=out)
     return jitted.trace(state, latents, latents, told)
 
 

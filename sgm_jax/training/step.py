@@ -114,6 +114,7 @@ def make_step(
     def compiled(turn: str) -> Step:
         return jit(
             functools.partial(step, turn),
+            training=True,
             donate_argnums=0,
             out_shardings=(meshes.shardings(wanted), whole),
         )
