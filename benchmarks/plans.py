@@ -157,7 +157,7 @@ def page() -> str:
             lines.append(f'| {" | ".join(row)} | not compiled | | | | | | | | |')
             continue
         plan = from_json(known[case.name])
-        cells = [*row, *_cells(plan), ' '.join(case.flags)]
+        cells = [*row, *_cells(plan), ' '.join(f'`{flag}`' for flag in case.flags)]
         lines.append(f'| {" | ".join(cells)} |')
         if not plan_report.fits(plan):
             notes.append(f'- {case.name}: {plan_report.verdict(plan)}')
@@ -173,7 +173,9 @@ def _cells(plan) -> list[str]:
     known = not program.needed
     # What a loop of unknown length does is counted once.
     whole_time = not any(x.open_loops for x in plan.programs.values())
-    shown = f'{1e3 * least:.0f} to {1e3 * most:.0f}' if whole_time else f'over {1e3 * least:.0f}'
+    low, high = f'{1e3 * least:.0f}', f'{1e3 * most:.0f}'
+    shown = low if low == high else f'{low} to {high}'
+    shown = shown if whole_time else f'over {low}'
     total = sum(x.seconds for x in plan.programs.values())
     useful = sum(plan_report.estimated(plan, name).flops * n for name, n in plan.runs.items())
     peak = parse(plan.topology).chip.flops
