@@ -85,7 +85,7 @@ def plan(case: Case, *, remat: str, scan: bool):
     from sgm_jax.platforms import target
     from sgm_jax.tools import planning
 
-    with target('tpu'):
+    with target('tpu', topology.kind):
         config = load_config(f'{ROOT / "configs" / "sdxl_base.py"}:')
         training = case.mesh is not None
         config.model.network.update(scan=scan and training, remat=remat if training else 'none')

@@ -8,16 +8,22 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
-_TARGET = contextvars.ContextVar('target', default=None)
+_TARGET = contextvars.ContextVar('target', default=('', ''))
 
 
 def platform() -> str:
     """'cpu', 'gpu' or 'tpu': what the program that is being built will run on."""
-    if _TARGET.get():
-        return _TARGET.get()
+    name, _ = _TARGET.get()
+    if name:
+        return name
     import jax
 
     return jax.default_backend()
+
+
+def target_chip() -> str:
+    """The kind of chip (parallel.topologies.CHIPS) that is compiled for ahead of time; '' if it is here."""
+    return _TARGET.get()[1]
 
 
 def auto_dtype() -> str:
@@ -26,9 +32,9 @@ def auto_dtype() -> str:
 
 
 @contextlib.contextmanager
-def target(name: str) -> Iterator[None]:
+def target(name: str, chip: str = '') -> Iterator[None]:
     """Within it, programs are built for the platform `name`; building and tracing belong inside."""
-    token = _TARGET.set(name)
+    token = _TARGET.set((name, chip))
     try:
         yield
     finally:

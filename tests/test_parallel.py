@@ -13,7 +13,9 @@ from jax.sharding import PartitionSpec
 
 from sgm_jax.config import load_config
 from sgm_jax.errors import UserError
+from sgm_jax.parallel import compiler
 from sgm_jax.parallel import mesh as meshes
+from sgm_jax.platforms import target
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -117,3 +119,19 @@ def test_eight_devices_train_as_one(tmp_path):
         str(PartitionSpec('fsdp')),
     ]
     assert one['share'] == 1.0
+
+
+def test_a_chip_and_a_training_step_have_options_of_their_own(monkeypatch):
+    """What jax.jit is given; that compilers take it is what plans of TPUs test."""
+    given = []
+    monkeypatch.setattr(
+        jax, 'jit', lambda *_, compiler_options, **__: given.append(compiler_options)
+    )
+    for kind in ('v5e', 'v6e'):
+        for training in (False, True):
+            with target('tpu', kind):
+                compiler.jit(abs, training=training)
+    assert [x['xla_tpu_scoped_vmem_limit_kib'] for x in given] == [8192, 12288, 16384, 16384]
+    with target('gpu', 'H100'):
+        compiler.jit(abs, training=True)
+    assert given[-1] is None

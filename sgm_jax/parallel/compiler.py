@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from sgm_jax.platforms import platform
+from sgm_jax.parallel.topologies import kind_of
+from sgm_jax.platforms import platform, target_chip
 
 OPTIONS = {
     'cpu': {
@@ -45,10 +46,20 @@ TRAINING = {
     },
 }
 
+# What a kind of chip (topologies.CHIPS) wants otherwise.
+CHIPS = {
+    'v6e': {
+        # Its matrix units are twice as wide. A residual block of 960 to 320 channels is estimated at 1.50 ms
+        # with 8 MiB, at 1.30 with 16; with 32 at 1.23, and takes twice as long to compile.
+        'xla_tpu_scoped_vmem_limit_kib': 16 * 1024,
+    },
+}
+
 
 def jit(function: Callable, *, training: bool = False, **options: Any) -> Callable:
-    """jax.jit with the platform's compiler options; those of a training step, if it is one."""
-    chosen = OPTIONS.get(platform())
-    if training:
-        chosen = {**(chosen or {}), **TRAINING.get(platform(), {})} or None
-    return jax.jit(function, compiler_options=chosen, **options)
+    """jax.jit with the options of the platform and the chip; those of a training step, if it is one."""
+    name = platform()
+    found = {**OPTIONS.get(name, {}), **(TRAINING.get(name, {}) if training else {})}
+    if name == 'tpu':
+        found |= CHIPS.get(target_chip() or kind_of(jax.devices()[0]), {})
+    return jax.jit(function, compiler_options=found or None, **options)

@@ -231,9 +231,14 @@ _DEVICE_KINDS = {
 
 def peak_flops(device: Any) -> float:
     """What a device can do at most, FLOPs per second in bfloat16; 0 where that is not known."""
+    kind = kind_of(device)
+    return CHIPS[kind].flops if kind else 0.0
+
+
+def kind_of(device: Any) -> str:
+    """A device's kind, of CHIPS; '' of others."""
     kind = device.device_kind
-    name = 'H100' if 'H100' in kind else _DEVICE_KINDS.get(kind)
-    return CHIPS[name].flops if name else 0.0
+    return 'H100' if 'H100' in kind else _DEVICE_KINDS.get(kind, '')
 
 
 def _size(name: str) -> int:

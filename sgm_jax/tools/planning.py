@@ -93,7 +93,7 @@ def plan_training(config: ml_collections.ConfigDict, topology: Topology) -> Plan
       UserError: whatever does not fit together, or the topology's compiler is not there.
     """
     devices = topology.devices()
-    with target(topology.platform):
+    with target(topology.platform, topology.kind):
         setup = Setup.from_config(config, devices)
         engine, mesh = setup.engine, setup.mesh
         whole = meshes.replicated(mesh)
@@ -150,7 +150,7 @@ def plan_sampling(
         if config.model.name != 'diffusion':
             raise UserError('dtype: a first stage is held in its own; leave --dtype out')
         precision.compute_in(config, dtype)
-    with target(topology.platform):
+    with target(topology.platform, topology.kind):
         engine = build_engine(config, sampling=True)
         if mesh is not None:
             engine = over_mesh(engine, mesh, topology.devices())
