@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from benchmarks.plan_sdxl import CASES, LATENTS, TOKENS, VECTOR, WIDTH, Case
-from sgm_jax.parallel import hlo, topologies
+from sgm_jax.parallel import hlo, memory, topologies
 from sgm_jax.parallel.topologies import GIB
 
 _SPLIT = 2**16
@@ -55,6 +55,7 @@ def trace(case: Case, devices):
     mesh = Mesh(np.array(devices), ('devices',))
     split = training and case.mesh['fsdp'] > 1
 
+    # As parallel.mesh.by_shape has it, which needs packages that the peer's environment has not.
     def lies(x):
         sizes = [n if n % mesh.size == 0 else 0 for n in x.shape]
         spec = [None] * len(sizes)
@@ -104,9 +105,7 @@ def main() -> None:
     start = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - start
-    memory = program.memory_analysis()
-    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = memory.argument_size_in_bytes + new + memory.temp_size_in_bytes
+    peak = memory.peak_bytes(program.memory_analysis())
     ms = 1e3 * hlo.read(program.as_text()).cycles / topology.chip.clock
     print(json.dumps({'ms': ms, 'gib': peak / GIB, 'seconds': seconds}), flush=True)
 

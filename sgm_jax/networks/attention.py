@@ -179,16 +179,19 @@ def _softmax_product(q, k, v, bias=None, causal=False):
 def _splash(q, k, v, bias, causal):
     """Pallas' splash attention; few tokens that don't fill its blocks, and biases, go to XLA."""
     queries, keys, d = q.shape[1], k.shape[1], q.shape[-1]
-    filled = [_filled(n) for n in (queries, keys)]
+    filled = _filled(queries), _filled(keys)
     if d % 64 or bias is not None or any(n % 128 for n in filled):
         return _xla(q, k, v, bias, causal)
     # What a block of one head may take: its kernels hold a dozen of them in fast memory.
     most = _SPLASH_BYTES // (d * q.dtype.itemsize)
-    kernel = jax.vmap(_splash_kernel(queries, keys, *filled, q.shape[2], causal, most))
-    move = lambda x, n: jnp.pad(x, ((0, 0), (0, n - x.shape[1]), (0, 0), (0, 0))).transpose(
-        0, 2, 1, 3
-    )
-    out = kernel(move(q * d**-0.5, filled[0]), move(k, filled[1]), move(v, filled[1]))
+    kernel = _splash_kernel(*filled, q.shape[2], causal, most)
+    if filled != (queries, keys):
+        kernel = functools.partial(kernel, segment_ids=_segments((queries, keys), filled))
+
+    def move(x, tokens):
+        return jnp.pad(x, ((0, 0), (0, tokens - x.shape[1]), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+
+    out = jax.vmap(kernel)(move(q * d**-0.5, filled[0]), move(k, filled[1]), move(v, filled[1]))
     return out.transpose(0, 2, 1, 3)[:, :queries]
 
 
@@ -197,14 +200,24 @@ def _filled(tokens: int) -> int:
     return -(-tokens // 512) * 512 if tokens >= 1024 else tokens
 
 
-def _splash_kernel(queries, keys, filled_queries, filled_keys, heads, causal, most) -> Callable:
+def _segments(tokens: tuple[int, int], filled: tuple[int, int]) -> Any:
+    """Of queries and keys: what was added is of another segment, which the others do not see."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+    added = (
+        (jnp.arange(n) >= count).astype(jnp.int32) for count, n in zip(tokens, filled, strict=True)
+    )
+    return splash.SegmentIds(*added)
+
+
+def _splash_kernel(queries: int, keys: int, heads: int, causal: bool, most: int) -> Callable:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     def block(n):
         return next(size for size in (1024, 512, 256, 128) if n % size == 0 and size <= most)
 
-    block_q, block_kv = block(filled_queries), block(filled_keys)
+    block_q, block_kv = block(queries), block(keys)
     # Scores are float32, and the most of what the kernels hold. With 512 keys at once the hungriest fits the
     # 8 MiB that parallel/compiler.py leaves it.
     scored = min(block_kv, 512)
@@ -219,20 +232,14 @@ def _splash_kernel(queries, keys, filled_queries, filled_keys, heads, causal, mo
         block_kv_dq=scored,
     )
     shape = masks.CausalMask if causal else masks.FullMask
-    mask = masks.MultiHeadMask([shape((filled_queries, filled_keys))] * heads)
-    kernel = splash.make_splash_mha(
+    mask = masks.MultiHeadMask([shape((queries, keys))] * heads)
+    return splash.make_splash_mha(
         mask=mask,
         head_shards=1,
         q_seq_shards=1,
         block_sizes=sizes,
         residual_checkpoint_name=remat.ATTENTION,
     )
-    if (queries, keys) == (filled_queries, filled_keys):
-        return kernel
-    # What was added is of another segment, which the others do not see.
-    added = lambda count, n: (jnp.arange(n) >= count).astype(jnp.int32)
-    segments = splash.SegmentIds(added(queries, filled_queries), added(keys, filled_keys))
-    return functools.partial(kernel, segment_ids=segments)
 
 
 ATTENTION = {'xla': _xla, 'blockwise': _blockwise, 'cudnn': _cudnn, 'splash': _splash}

@@ -1,8 +1,9 @@
-"""When a device's memory is too small: what its compiler or its allocator says, and what a user can do."""
+"""A device's memory: what a program takes of it, and what is said where it is too small."""
 
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -14,6 +15,15 @@ _NEEDED = (
     r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm',
     r'required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM',
 )
+
+
+def peak_bytes(analysis: Any) -> float:
+    """What is there at once at most: arguments, what does not take their place, and temporaries.
+
+    Of a compiled program's memory_analysis().
+    """
+    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.argument_size_in_bytes + new + analysis.temp_size_in_bytes
 
 
 def needed_bytes(message: str) -> float | None:

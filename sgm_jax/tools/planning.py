@@ -19,7 +19,7 @@ from sgm_jax.engines.devices import over_mesh
 from sgm_jax.errors import UserError
 from sgm_jax.parallel import flops, hlo
 from sgm_jax.parallel import mesh as meshes
-from sgm_jax.parallel.memory import needed_bytes
+from sgm_jax.parallel.memory import needed_bytes, peak_bytes
 from sgm_jax.parallel.mesh import bytes_per_device
 from sgm_jax.parallel.topologies import Topology
 from sgm_jax.platforms import target
@@ -161,7 +161,8 @@ def plan_sampling(
             return _plan_reconstruction(engine, config, topology, count, place)
         batch = batch_shapes(engine, config, count)
         shapes = jax.eval_shape(engine.init, jax.random.key(0))
-        rounded = functools.partial(jax.eval_shape, lambda tree: precision.hold(tree, dtype))
+        as_held = functools.partial(precision.hold, dtype=dtype)
+        rounded = lambda tree: jax.eval_shape(as_held, tree)
         weights = hold(rounded(shapes)), hold(rounded(engine.frozen_shapes(training=False)))
         traced = trace_sampling(engine, *weights, batch, count=count, place=place)
         programs = {name: compiled(x, topology) for name, x in traced.items()}
@@ -226,7 +227,7 @@ def compiled(traced: Any, topology: Topology) -> Compiled:
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        peak=_peak(memory),
+        peak=peak_bytes(memory),
         flops=work.total / devices,
         again=work.again / devices,
         accessed=cost.get('bytes accessed', 0.0),
@@ -241,12 +242,6 @@ def compiled(traced: Any, topology: Topology) -> Compiled:
 
 def _lowering(platform: str) -> str:
     return {'gpu': 'cuda'}.get(platform, platform)
-
-
-def _peak(memory: Any) -> float:
-    """What is there at once at most: arguments, what does not take their place, and temporaries."""
-    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + new + memory.temp_size_in_bytes
 
 
 def batch_shapes(
