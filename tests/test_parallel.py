@@ -1,5 +1,7 @@
 """Meshes and shardings; and that eight devices train to the numbers of one."""
 
+import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -39,6 +41,62 @@ class FakeMesh:
 def test_impossible_meshes_are_named(sizes, words):
     with pytest.raises(UserError, match=words):
         meshes.make_mesh(sizes, jax.devices()[:1])
+
+
+@dataclasses.dataclass(eq=False)
+class FakeTpu:
+    """What a mesh asks of a device."""
+
+    device_kind: str
+    coords: tuple[int, ...]
+    slice_index: int
+    platform: str = 'tpu'
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def fake_tpus(kind, shape, slices=1):
+    places = itertools.product(range(slices), *(range(size) for size in shape))
+    return [FakeTpu(kind, (*at, *[0] * (3 - len(at))), index) for index, *at in places]
+
+
+@pytest.mark.parametrize(
+    ('kind', 'shape', 'sizes'),
+    [
+        ('TPU v5p', (4, 4, 4), {'data': 2, 'fsdp': -1}),
+        ('TPU v5p', (4, 4, 4), {'fsdp': -1, 'context': 2}),
+        ('TPU v6 lite', (4, 4), {'data': 2, 'fsdp': -1}),
+        ('TPU v6 lite', (16, 16), {'data': 4, 'fsdp': 64}),
+        ('TPU v5 lite', (16, 16), {'data': 4, 'fsdp': 64}),
+    ],
+)
+def test_meshes_need_not_follow_the_axes_of_a_slice(kind, shape, sizes):
+    devices = fake_tpus(kind, shape)
+    mesh = meshes.make_mesh(sizes, devices)
+    assert mesh.size == len(set(mesh.devices.flat)) == len(devices)
+    assert {name: mesh.shape[name] for name, size in sizes.items() if size > 0} == {
+        name: size for name, size in sizes.items() if size > 0
+    }
+    # Along the innermost axis that has several, most neighbours have a wire between them.
+    line = np.moveaxis(mesh.devices, 2 if mesh.shape['context'] > 1 else 1, -1)
+    steps = [
+        sum(
+            min(abs(a - b), n - abs(a - b))
+            for a, b, n in zip(x.coords, y.coords, (*shape, 1), strict=False)
+        )
+        for x, y in zip(
+            line.reshape(-1, line.shape[-1])[0], line.reshape(-1, line.shape[-1])[0][1:]
+        )
+    ]
+    assert np.mean(np.array(steps) == 1) >= 0.5
+
+
+def test_slices_have_whole_copies():
+    devices = fake_tpus('TPU v5p', (2, 2, 2), slices=2)
+    mesh = meshes.make_mesh({'data': 4, 'fsdp': -1}, devices)
+    assert [{x.slice_index for x in row.flat} for row in mesh.devices] == [{0}, {0}, {1}, {1}]
+    with pytest.raises(UserError, match=r'fsdp=-1.* on 2 slices.*give data a multiple of 2'):
+        meshes.make_mesh({'fsdp': -1}, devices)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,18 @@ def test_two_processes_train_to_the_same(trained, tmp_path):
         assert_as_on_one(found)
 
 
+@pytest.mark.slow
+def test_an_example_is_split_between_processes(tmp_path):
+    kept = str(tmp_path / 'one.npz')
+    run('tests/sharded.py', 'smallest', json.dumps([{'data': 1}]), '--kept', kept)
+    words = ['smallest', json.dumps([{'context': 8}]), '--kept', kept]
+    with processes.started(words, tmp_path, program=('tests/sharded.py',)) as both:
+        assert both.wait(300) == [0, 0], both.said(0) + both.said(1)
+    for index in (0, 1):
+        (found,) = json.loads(both.said(index).splitlines()[-1])
+        assert_as_on_one(found)
+
+
 def test_the_smallest_model_on_eight_devices():
     one, many = run('tests/sharded.py', 'smallest', json.dumps([{'data': 1}, {'fsdp': 8}]))
     assert_as_on_one(many)

@@ -5,6 +5,7 @@ A mesh has the axes `data` (copies of the model), `fsdp` (the model is split; bi
 Parameters, their averages and the optimizer's moments follow one rule of shape.
 """
 
+import collections
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sgm_jax.config import check_keys
@@ -44,9 +46,33 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> jax.
             f'sizes whose product divides {len(devices)}'
         )
     shape = [len(devices) // known if size == -1 else size for size in shape]
-    return jax.make_mesh(
-        tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    slices = _slices(devices)
+    if shape[0] % len(slices):
+        raise UserError(
+            f'mesh: {said} on {len(slices)} slices, each of which has whole copies of the model; give data a '
+            f'multiple of {len(slices)}'
+        )
+    each = (shape[0] // len(slices), *shape[1:])
+    laid = np.concatenate([_laid(each, of_slice) for of_slice in slices])
+    return jax.sharding.Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(devices: Sequence) -> list[list]:
+    """The devices of each slice of TPUs; others are one."""
+    of_slice = collections.defaultdict(list)
+    for device in devices:
+        of_slice[getattr(device, 'slice_index', 0) if device.platform == 'tpu' else 0].append(
+            device
+        )
+    return [of_slice[index] for index in sorted(of_slice)]
+
+
+def _laid(shape: Sequence[int], devices: Sequence) -> np.ndarray:
+    """The devices in a mesh of `shape`, of a TPU's axes if that can be, else of parts of them."""
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def parse(text: str) -> dict[str, int]:
@@ -144,14 +170,8 @@ def bytes_per_device(tree: PyTree) -> int:
 
 
 def check_batch(batch_size: int, mesh: jax.sharding.Mesh) -> None:
-    """Raises a UserError unless a global batch divides over the mesh and the hosts."""
+    """Raises a UserError unless a global batch divides over the mesh."""
     count = math.prod(mesh.shape[axis] for axis in BATCH)
-    hosts = jax.process_count()
-    if hosts > 1 and (mesh.size // hosts) % mesh.shape[CONTEXT]:
-        raise UserError(
-            f'mesh.context is {mesh.shape[CONTEXT]}, which does not divide the {mesh.size // hosts} devices '
-            'of a host; an example is split over devices of one host'
-        )
     if batch_size < 1:
         raise UserError(f'train.batch_size is {batch_size}; give 1 or more')
     if batch_size % count:
@@ -181,6 +201,17 @@ def check_rows(rows: int, mesh: jax.sharding.Mesh) -> None:
 def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """The part of a global batch that this host has read, on the devices."""
     sharding = over_batch(mesh)
-    return {
-        key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
-    }
+    blocks = math.prod(mesh.shape[axis] for axis in BATCH)
+    held = rows(blocks, mesh)
+
+    def put(value: np.ndarray) -> jax.Array:
+        size = len(value) // len(held)
+
+        def block(index: tuple[slice, ...]) -> np.ndarray:
+            # Those that a host holds need not be neighbours: a mesh follows the wires, not the hosts.
+            first = held.index((index[0].start or 0) // size) * size
+            return value[first : first + size]
+
+        return jax.make_array_from_callback((blocks * size, *value.shape[1:]), sharding, block)
+
+    return {key: put(value) for key, value in batch.items()}
