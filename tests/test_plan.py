@@ -191,6 +191,10 @@ def test_flops_say_what_remat_does_twice():
     assert plain.again == 0
     assert again.total > plain.total
     assert again.again == pytest.approx(again.total - plain.total, rel=0.5)
+    # Products that are kept are not done twice.
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    kept = count(jax.checkpoint(block, policy=policy))
+    assert (kept.total, kept.again) == (plain.total, 0)
 
 
 def test_a_compiled_program_is_read():

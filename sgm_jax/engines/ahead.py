@@ -34,8 +34,8 @@ def trace_sampling(
         told = jax.eval_shape(made, clips)
     zero = {name: jax.ShapeDtypeStruct((), bool) for name in settings.zero}
     cond = place(jax.eval_shape(engine._condition, params, frozen, told, zero))
-    frames = num_frames or 1
-    z = jax.ShapeDtypeStruct((count * frames, *size, engine.latent_channels), jnp.float32)
+    frames = count * (num_frames or 1)
+    z = jax.ShapeDtypeStruct((frames, *size, engine.latent_channels), jnp.float32)
     plan = settings.sampler.plan(settings.discretization.sigmas(settings.steps))
     carry = place(jax.eval_shape(settings.sampler.init, z))
     step = engine._step(settings.sampler).trace(
@@ -48,9 +48,11 @@ def trace_sampling(
         place({name: values[0] for name, values in plan.items()}),
         place(z) if settings.sampler.stochastic else None,
     )
-    chunk = settings.decode_chunk or frames
-    window = engine.decoded_at_once(chunk, settings.decode_overlap, frames)
-    clips = place(jax.ShapeDtypeStruct((count, window, *size, z.shape[-1]), jnp.float32))
+    # Pictures are decoded as the frames of one clip are.
+    together, length = (count, num_frames) if num_frames else (1, count)
+    chunk = min(settings.decode_chunk or length, length)
+    window = engine.decoded_at_once(chunk, settings.decode_overlap, length)
+    clips = place(jax.ShapeDtypeStruct((together, window, *size, z.shape[-1]), jnp.float32))
     return {'step': step, 'decode': engine._decode.trace(params, frozen, clips)}
 
 

@@ -35,6 +35,13 @@ class Devices:
         chosen = (c for n in range(count + 1) for c in itertools.combinations(meshes.BATCH, n))
         return max((names for names in chosen if examples % size(names) == 0), key=size)
 
+    def share(self, examples: int) -> int:
+        """How many devices the work on so many examples is split over; the others repeat it."""
+        if self.mesh is None:
+            return 1
+        split = (*self.axes(examples), meshes.CONTEXT)
+        return math.prod(self.mesh.shape[name] for name in split)
+
     def over(self, examples: int) -> contextlib.AbstractContextManager:
         """What is traced inside is laid over the mesh, for so many examples."""
         if self.mesh is None:

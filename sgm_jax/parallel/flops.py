@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,8 +16,8 @@ class Flops:
 
     Attributes:
       total: over all devices.
-      again: of these, what is computed anew for a gradient (remat). Taken as a third of what a block does in
-        the backward pass, for its gradients cost twice its forward pass.
+      again: of these, what is computed anew for a gradient (remat): of products that a block does not keep, a
+        third of what it does in the backward pass, for gradients cost twice its forward pass.
       in_kernels: of one device, in kernels that are written by hand (Pallas, cuDNN).
     """
 
@@ -42,57 +43,71 @@ class Flops:
 NONE = Flops(total=0.0, again=0.0, in_kernels=0.0)
 
 
-def count(jaxpr: Any) -> Flops:
+# Whether a block keeps what an equation gives for the backward pass.
+Kept = Callable[[Any], bool]
+
+
+def count(jaxpr: Any, kept: Kept = lambda equation: True) -> Flops:
     """Of a traced program.
 
     Loops count as often as they run; Pallas kernels as often as their grid has points, and what they skip as
     if they did not; loops with an unknown end once.
     """
     jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
-    return functools.reduce(operator.add, map(_equation, jaxpr.eqns), NONE)
+    return functools.reduce(operator.add, (_equation(x, kept) for x in jaxpr.eqns), NONE)
 
 
-def _equation(equation) -> Flops:
+def _equation(equation, kept: Kept) -> Flops:
     name, params = equation.primitive.name, equation.params
+    once = lambda flops, **more: _work(flops, 0.0 if kept(equation) else flops / 3, **more)
     if name == 'dot_general':
         (contract, _), _ = params['dimension_numbers']
         shape = equation.invars[0].aval.shape
         inner = math.prod(shape[axis] for axis in contract)
-        return _work(2.0 * math.prod(equation.outvars[0].aval.shape) * inner)
+        return once(2.0 * math.prod(equation.outvars[0].aval.shape) * inner)
     if name == 'conv_general_dilated':
         numbers, kernel = params['dimension_numbers'], equation.invars[1].aval.shape
         # Of a kernel: all but its output channels; dilated inputs are mostly zeros, which need no work.
         per_output = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
         zeros = math.prod(params['lhs_dilation'])
-        return _work(2.0 * math.prod(equation.outvars[0].aval.shape) * per_output / zeros)
+        return once(2.0 * math.prod(equation.outvars[0].aval.shape) * per_output / zeros)
     if name.startswith('dot_product_attention'):
-        return _cudnn_attention(equation)
-    inner = functools.reduce(operator.add, map(count, _inner(params)), NONE)
+        total = _cudnn_attention(equation)
+        return once(total, in_kernels=total)
+    if params.get('differentiated') and 'prevent_cse' in params:
+        kept = functools.partial(_keeps, params['policy'], kept)
+    found = [count(x, kept) for x in _inner(params)]
+    inner = functools.reduce(operator.add, found, NONE)
     if name == 'scan':
         return inner.times(params['length'])
     if name == 'cond':
-        return max(map(count, _inner(params)), key=lambda found: found.total)
+        return max(found, key=lambda x: x.total)
     if name == 'pallas_call':
         total = inner.total * math.prod(params['grid_mapping'].grid)
-        return Flops(total=total, again=0.0, in_kernels=total)
+        return once(total, in_kernels=total)
     if name == 'shard_map':
         spread = _axes(params['in_specs']) & set(_manual(params))
         return inner.times(math.prod(params['mesh'].shape[axis] for axis in spread), kernels=1)
-    if params.get('differentiated') and 'prevent_cse' in params:
-        return dataclasses.replace(inner, again=inner.total / 3)
     return inner
 
 
-def _work(flops: float) -> Flops:
-    return Flops(total=flops, again=0.0, in_kernels=0.0)
+def _work(flops: float, again: float, in_kernels: float = 0.0) -> Flops:
+    return Flops(total=flops, again=again, in_kernels=in_kernels)
 
 
-def _cudnn_attention(equation) -> Flops:
+def _keeps(policy: Callable | None, outside: Kept, equation) -> bool:
+    """By the policy of a jax.checkpoint, and of those around it."""
+    if policy is None or not outside(equation):
+        return False
+    avals = (x.aval for x in equation.invars)
+    return bool(policy(equation.primitive, *avals, **equation.params))
+
+
+def _cudnn_attention(equation) -> float:
     # Queries (b, n, h, d) and keys (b, m, h, d): two products forward, five backward.
     q, k = (x.aval.shape for x in equation.invars[:2])
     backward = 'bwd' in equation.primitive.name
-    total = 2.0 * math.prod(q) * k[1] * (5 if backward else 2)
-    return Flops(total=total, again=0.0, in_kernels=total)
+    return 2.0 * math.prod(q) * k[1] * (5 if backward else 2)
 
 
 def _manual(params: dict) -> frozenset[str]:

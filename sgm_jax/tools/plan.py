@@ -9,7 +9,10 @@ Compiles the very train step (or, with --sample, the sampler's step and the deco
 on the CPU meanwhile. TPUs need libtpu (pip install "jax[tpu]"), GPUs the CUDA plugin; neither needs a device.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import IO
 
 from absl import flags
 
@@ -50,6 +53,8 @@ def main() -> int:
     from sgm_jax.parallel import mesh as meshes
     from sgm_jax.tools import plan_report, plan_search, planning
 
+    if FLAGS.json:
+        _check_writable(FLAGS.json)
     if FLAGS.search:
         if FLAGS.sample:
             raise UserError('--search is for training; leave --sample out')
@@ -66,8 +71,8 @@ def main() -> int:
         )
     else:
         plan = planning.plan_training(FLAGS.config, topology)
-    _keep(plan)
     _show(plan_report.report(plan))
+    _keep(plan)
     return 0 if plan_report.fits(plan) else 1
 
 
@@ -75,11 +80,26 @@ def _show(text: str) -> None:
     print(text, flush=True)
 
 
+def _check_writable(path: str) -> None:
+    # Before hours of compiling.
+    with _appending(path):
+        pass
+
+
+@contextlib.contextmanager
+def _appending(path: str) -> Iterator[IO[str]]:
+    try:
+        with open(os.path.expanduser(path), 'a', encoding='utf-8') as file:
+            yield file
+    except OSError as error:
+        raise UserError(f'--json {path} cannot be written: {error.strerror}') from error
+
+
 def _keep(plan) -> None:
     from sgm_jax.tools.plan_file import to_json
 
     if FLAGS.json:
-        with open(os.path.expanduser(FLAGS.json), 'a', encoding='utf-8') as file:
+        with _appending(FLAGS.json) as file:
             file.write(to_json(plan) + '\n')
 
 

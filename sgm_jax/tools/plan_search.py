@@ -25,7 +25,7 @@ def meshes(devices: int) -> Iterator[Choice]:
 
 def remats(config: ml_collections.ConfigDict) -> Iterator[Choice]:
     """From what keeps most to what computes most again, where the network has rules of remat."""
-    if not {'use_checkpoint', 'remat'} & set(config.model.get('network', {})):
+    if 'remat' not in config.model.get('network', {}):
         return iter([{}])
     return iter([{'model.network.remat': name} for name in ('none', 'dots', 'layer')])
 
@@ -46,8 +46,8 @@ def search(
         for per_device in PER_DEVICE:
             choice = {**mesh, **remat, 'train.batch_size': per_device * topology.size}
             plan = plan_training(chosen(config, choice), topology)
-            found(plan)
             show(f'{line(choice)}: {plan_report.verdict(plan)}{_speed(plan)}')
+            found(plan)
             if not plan_report.fits(plan):
                 break
             if best is None or speed(plan) > speed(best):
@@ -87,7 +87,7 @@ def _speed(plan: Plan) -> str:
 def command(plan: Plan) -> str:
     """The flags that make a plan's choice."""
     choice = {f'mesh.{axis}': size for axis, size in plan.mesh.items()}
-    choice |= {k: v for k, v in plan.settings.items() if k.endswith(('use_checkpoint', 'remat'))}
+    choice |= {k: v for k, v in plan.settings.items() if k.endswith('remat')}
     return line({**choice, 'train.batch_size': plan.batch_size})
 
 

@@ -98,7 +98,9 @@ def plan_training(config: ml_collections.ConfigDict, topology: Topology) -> Plan
         engine, mesh = setup.engine, setup.mesh
         whole = meshes.replicated(mesh)
         frozen = setup.frozen_shapes()
-        batch = _placed(batch_shapes(engine, config), meshes.over_batch(mesh))
+        shapes = batch_shapes(engine, config)
+        meshes.check_rows(engine.latent_rows(shapes), mesh)
+        batch = _placed(shapes, meshes.over_batch(mesh))
         key = _placed(jax.eval_shape(lambda: jax.random.key(0)), whole)
         # The last turn: of an adversarial training, one with all players.
         turn = engine.turn(config.train.steps - config.train.steps % 2)
@@ -165,7 +167,8 @@ def plan_sampling(
         rounded = lambda tree: jax.eval_shape(as_held, tree)
         weights = hold(rounded(shapes)), hold(rounded(engine.frozen_shapes(training=False)))
         traced = trace_sampling(engine, *weights, batch, count=count, place=place)
-        programs = {name: compiled(x, topology) for name, x in traced.items()}
+        shares = _shares(engine, count)
+        programs = {name: compiled(x, topology, shares[name]) for name, x in traced.items()}
     steps = len(engine.sampling.sampler.plan(_sigmas(engine))['sigma'])
     chunk = engine.sampling.decode_chunk or (engine.task.num_frames or count)
     chunks = -(-(engine.task.num_frames or count) // chunk)
@@ -174,6 +177,16 @@ def plan_sampling(
     plan = _on_one_device(topology, count, *weights, chosen, programs=programs, runs=runs)
     sizes = {} if mesh is None else dict(engine.devices.mesh.shape)
     return dataclasses.replace(plan, mesh=sizes, devices=math.prod(sizes.values()))
+
+
+def _shares(engine: DiffusionEngine, count: int) -> dict[str, int]:
+    """By program: over how many devices its work is split, as the engine splits it."""
+    frames = engine.task.num_frames
+    chunk = min(engine.sampling.decode_chunk or (frames or count), frames or count)
+    at_once = engine.decoded_at_once(chunk, engine.sampling.decode_overlap, frames or count)
+    decoded = count if engine.decodes_clips else at_once * (count if frames else 1)
+    step = 2 * count if engine.sampling.guided else count
+    return {'step': engine.devices.share(step), 'decode': engine.devices.share(decoded)}
 
 
 def _sigmas(engine) -> np.ndarray:
@@ -205,8 +218,11 @@ def _on_one_device(topology, count, params, frozen, chosen, *, programs, runs) -
     )
 
 
-def compiled(traced: Any, topology: Topology) -> Compiled:
-    """Compiles a traced program, and reads it. Too large a one is no error: `needed` says by how much."""
+def compiled(traced: Any, topology: Topology, share: int | None = None) -> Compiled:
+    """Compiles a traced program, and reads it. Too large a one is no error: `needed` says by how much.
+
+    Its work is split over `share` devices, or all.
+    """
     work = flops.count(traced.jaxpr)
     lowered = traced.lower(lowering_platforms=(_lowering(topology.platform),))
     start = time.perf_counter()
@@ -221,7 +237,7 @@ def compiled(traced: Any, topology: Topology) -> Compiled:
     memory, cost = program.memory_analysis(), program.cost_analysis() or {}
     text = program.as_text()
     found = hlo.read(text)
-    devices = hlo.partitions(text)
+    devices = share or hlo.partitions(text)
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
