@@ -127,6 +127,20 @@ def test_held_out_pictures_have_the_size_of_the_config(folder):
     assert source(folder).record(0)['jpg'].shape == (16, 16, 3)
 
 
+@pytest.mark.parametrize('options', [{}, {'buckets': ()}, {'min_size': 20}])
+def test_a_damaged_header_moves_nothing_between_the_splits(folder, options):
+    places = sorted(folder.rglob('*.png'))
+    options = {'held_out_fraction': 0.1, 'max_damaged': 0.1, **options}
+    names = lambda split: {
+        found.store.name(n) for found in [source(folder, split, **options)] for n in found.members
+    }
+    before = names('held_out')
+    assert len(before) > 1
+    places[1].write_bytes(b'no picture')
+    assert names('held_out') == before
+    assert not names('train') & before
+
+
 def test_a_damaged_picture_is_replaced_in_its_batch(folder):
     path = folder / '010.png'
     noise = np.random.default_rng(0).integers(0, 256, (48, 96, 3), np.uint8)

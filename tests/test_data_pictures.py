@@ -115,6 +115,39 @@ def test_mistakes_are_named(node, words):
         source(**node)
 
 
+def test_held_out_sources_of_a_mixture_take_turns(folder):
+    size = dict(height=8, width=8)
+    node = {
+        'name': 'mixture',
+        'sources': (
+            {'name': 'pictures', 'path': str(folder / 'a.png'), 'crops_per_picture': 4, **size},
+            {'name': 'pictures', 'path': str(folder / 'b.jpg'), 'crops_per_picture': 12, **size},
+        ),
+    }
+    held_out = pipeline.make_source(node, split='held_out')
+    white = lambda n: [bool((held_out.record(i)['jpg'] == 1).all()) for i in range(n)]
+    # Any few first ones have a quarter of the white picture, and each comes once.
+    assert (sum(white(4)), sum(white(8)), sum(white(16)), len(held_out)) == (1, 2, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ('more', 'words'),
+    [
+        (
+            {'height': 16},
+            r'sources\[1\]: its records are jpg 16x8x3, those of sources\[0\] are jpg 8x8x3',
+        ),
+        ({'name': 'captioned_pictures', 'text': 'none', 'buckets': ((8, 8),)}, 'leave buckets out'),
+    ],
+)
+def test_sources_of_a_mixture_are_alike(folder, more, words):
+    first = {'name': 'pictures', 'path': str(folder / 'b.jpg'), 'height': 8, 'width': 8}
+    with pytest.raises(UserError, match=words):
+        pipeline.make_source(
+            {'name': 'mixture', 'sources': (first, {**first, **{'path': str(folder)}, **more})}
+        )
+
+
 def test_a_mixture_of_nothing_is_an_error():
     with pytest.raises(UserError, match='a mixture needs sources'):
         pipeline.make_source({'name': 'mixture', 'sources': ()})

@@ -89,8 +89,8 @@ class CaptionedPictures:
         self.path, self.split, self.size, self.repeat = path, split, (height, width), repeat
         self.text, self.score, self.classes = text, aesthetic_score, classes
         self.drawn, self.flip = random and split == 'train', flip and split == 'train'
-        self.buckets = bucket_sizes(buckets, self.size, bucket_multiple)
-        self.buckets = self.buckets if split == 'train' else ()
+        of_training = bucket_sizes(buckets, self.size, bucket_multiple)
+        self.buckets = of_training if split == 'train' else ()
         self.store = open_store(
             path, split=split, format=format, wants_text=text == 'sidecar', caption=caption
         )
@@ -98,13 +98,17 @@ class CaptionedPictures:
         total = len(self.store) + len(self.store.damaged)
         self.damage = Damage(total, limit=max_damaged, what='picture')
         self.damage.update(self.store.damaged)
-        found, sizes = self._usable(min_size)
+        # Both splits know the same of each picture, and leave the same ones out.
+        found, sizes = self._usable(min_size, measured=bool(min_size or of_training))
         for name, reason in self.skipped.items():
             LOG.warning('skipping a picture: %s: %s', name, reason)
         every = max(2, round(1 / held_out_fraction))
         if not self.store.own_split:
-            places = np.arange(len(found)) % every
-            chosen = places == 0 if split == 'held_out' else places != 0
+            # By the picture's own number: what another one is like changes nothing.
+            held_out = found % every == 0
+            if not held_out.any():
+                held_out[:1] = True
+            chosen = held_out if split == 'held_out' else ~held_out
             found, sizes = found[chosen], sizes[chosen]
         if not len(found):
             left_out = [*self.damage.names.values(), *self.skipped.values(), 'there is only one']
@@ -156,10 +160,10 @@ class CaptionedPictures:
             lines.append(f'  {len(self.skipped)} pictures skipped; the first: {name}: {reason}')
         return '\n'.join([*lines, *self.damage.lines()])
 
-    def _usable(self, min_size: int) -> tuple[np.ndarray, np.ndarray]:
+    def _usable(self, min_size: int, *, measured: bool) -> tuple[np.ndarray, np.ndarray]:
         """The store's numbers of the pictures that may be used, and their sizes where they matter."""
         numbers = np.arange(len(self.store))
-        if not min_size and not self.buckets:
+        if not measured:
             return numbers, np.zeros((len(numbers), 2), np.int32)
         sizes, wrong = picture_sizes(self.store, self.path)
         self.damage.update({error.name: error.reason for error in wrong.values()})

@@ -1,13 +1,18 @@
 """Sources of pictures: crops of files, single frames of videos, and several sources as one."""
 
 import logging
+import os
+import pathlib
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from sgm_jax.config import build, plain
-from sgm_jax.data import files
+from sgm_jax.data import files, places
 from sgm_jax.data.damage import Damage, DamagedError
+from sgm_jax.data.facts import facts
+from sgm_jax.data.folders import Folder
 from sgm_jax.data.framing import Framing
 from sgm_jax.data.records import check_split
 from sgm_jax.data.videos import VideoClips
@@ -69,25 +74,20 @@ class Pictures:
         self.drawn = random and split == 'train'
         self.framing = Framing(size=self.size, scale=crop_scale, flip=flip)
         self.skipped: dict[str, str] = {}
-        self.paths, self._kept, kept_bytes = [], {}, 0
+        self.paths: list[pathlib.Path] = []
+        self._kept: dict[int, np.ndarray] = {}
+        self._room, self._lock = cache_bytes, threading.Lock()
         listed = files.list_pictures(path)
         self.damage = Damage(len(listed), limit=max_damaged, what='picture')
-        damaged = {}
-        for place in listed:
-            try:
-                pixels = self._read(place)
-            except DamagedError as error:
-                self.skipped[error.name] = error.reason
-                damaged[error.name] = error.reason
-                continue
-            if min(p / s for p, s in zip(pixels.shape, self.size, strict=False)) < 1:
+        sizes, wrong = self._sizes(listed)
+        for index, place in enumerate(listed):
+            if index in wrong:
+                self.skipped[str(place)] = wrong[index].reason
+            elif min(self._part(*sizes[index].tolist())[1] / self.size) < 1:
                 self._skip(place, f'its part for {split} is smaller than {height}x{width}')
-                continue
-            if kept_bytes + pixels.nbytes <= cache_bytes:
-                kept_bytes += pixels.nbytes
-                self._kept[len(self.paths)] = pixels
-            self.paths.append(place)
-        self.damage.update(damaged)
+            else:
+                self.paths.append(place)
+        self.damage.update({error.name: error.reason for error in wrong.values()})
         if not self.paths:
             name, reason = next(iter(self.skipped.items()))
             raise UserError(
@@ -104,9 +104,7 @@ class Pictures:
     def record(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """`jpg`, float32 (h, w, 3) in [-1, 1]."""
         part, file = divmod(index % len(self), len(self.paths))
-        pixels = self._kept.get(file)
-        if pixels is None:
-            pixels = self._read_or_next(file)
+        pixels = self._pixels(file)
         if self.split == 'held_out':
             frame = self._spread(pixels, part)
         else:
@@ -129,10 +127,46 @@ class Pictures:
         try:
             pixels = decode_image(place)
         except ValueError as error:
-            raise DamagedError(str(place), f'not a readable picture ({error})') from error
-        cut = round(pixels.shape[1] * (1 - self.fraction))
-        part = pixels[:, :cut] if self.split == 'train' else pixels[:, cut:]
-        return np.ascontiguousarray(part)
+            raise _unreadable(place, error) from error
+        columns, _ = self._part(*pixels.shape[:2])
+        return np.ascontiguousarray(pixels[:, columns])
+
+    def _part(self, height: int, width: int) -> tuple[slice, np.ndarray]:
+        """Of a picture: the columns that this split has, and their size."""
+        cut = round(width * (1 - self.fraction))
+        columns = slice(0, cut) if self.split == 'train' else slice(cut, width)
+        return columns, np.array([height, columns.stop - columns.start])
+
+    def _sizes(
+        self, listed: Sequence[pathlib.Path]
+    ) -> tuple[np.ndarray, Mapping[int, DamagedError]]:
+        """Of each picture, decoded once in full; and those that cannot be."""
+
+        def size(index: int) -> tuple[int, int] | DamagedError:
+            try:
+                return decode_image(listed[index]).shape[:2]
+            except ValueError as error:
+                return _unreadable(listed[index], error)
+
+        status = [place.stat() for place in listed]
+        entries = [
+            places.Entry(str(place), found.st_size, str(found.st_mtime_ns))
+            for place, found in zip(listed, status, strict=True)
+        ]
+        store, threads = Folder(str(self.path), entries), os.cpu_count() or 1
+        return facts(
+            'decoded', store, str(self.path), size, columns=2, threads=threads, worth_keeping=256
+        )
+
+    def _pixels(self, file: int) -> np.ndarray:
+        pixels = self._kept.get(file)
+        if pixels is None:
+            pixels = self._read_or_next(file)
+            with self._lock:
+                if file not in self._kept and pixels.nbytes <= self._room:
+                    self._room -= pixels.nbytes
+                    self._kept[file] = pixels
+        return pixels
 
     def _read_or_next(self, file: int) -> np.ndarray:
         # All were good when they were listed; what breaks since is replaced by the next that is left.
@@ -152,6 +186,10 @@ class Pictures:
     def _skip(self, place, reason: str) -> None:
         self.skipped[str(place)] = reason
         LOG.warning('skipping a picture: %s: %s', place, reason)
+
+
+def _unreadable(place: pathlib.Path, error: ValueError) -> DamagedError:
+    return DamagedError(str(place), f'not a readable picture ({error})')
 
 
 class VideoFrames:
@@ -241,6 +279,10 @@ class Mixture:
             build(table, {**plain(node), 'split': split}, where=f'data.sources[{index}]')
             for index, node in enumerate(sources)
         ]
+        for index, source in enumerate(self.sources):
+            if getattr(source, 'buckets', ()):
+                raise UserError(f'data.sources[{index}]: a mixture has one size; leave buckets out')
+        self._check_alike()
         lengths = np.array([len(source) for source in self.sources], np.int64)
         counts = lengths
         if split == 'train' and repeats:
@@ -255,6 +297,18 @@ class Mixture:
                 f'data: with these weights an epoch has {counts.sum()} records; too many'
             )
         self.ends = np.cumsum(counts)
+        self._turns = _in_turn(lengths) if split == 'held_out' else None
+
+    def _check_alike(self) -> None:
+        first = None
+        for index, source in enumerate(self.sources):
+            shapes = {key: np.shape(value) for key, value in source.record(0, None).items()}
+            first = first or shapes
+            if shapes != first:
+                raise UserError(
+                    f'data.sources[{index}]: its records are {_said(shapes)}, those of sources[0] are '
+                    f'{_said(first)}; a mixture has records of one kind and size'
+                )
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -263,7 +317,10 @@ class Mixture:
         return int(index)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """The record of the source that has this index."""
+        """The record of the source that has this index; of what is held out, sources take turns."""
+        if self._turns is not None:
+            number, place = self._turns[index]
+            return self.sources[number].record(int(place), rng)
         number = int(np.searchsorted(self.ends, index, side='right'))
         source = self.sources[number]
         begin = int(self.ends[number - 1]) if number else 0
@@ -274,3 +331,16 @@ class Mixture:
         counts = np.diff(self.ends, prepend=0)
         shares = [f'{100 * count / len(self):.1f}% of a mixture: ' for count in counts]
         return '\n'.join(a + b.describe() for a, b in zip(shares, self.sources, strict=True))
+
+
+def _in_turn(lengths: np.ndarray) -> np.ndarray:
+    """(source, record) of each index: any first ones have of each source its share."""
+    rows = np.concatenate(
+        [np.stack([np.full(n, i), np.arange(n)], 1) for i, n in enumerate(lengths)]
+    )
+    when = np.concatenate([(np.arange(n) + 0.5) / n for n in lengths])
+    return rows[np.argsort(when, kind='stable')]
+
+
+def _said(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ', '.join(f'{key} {"x".join(map(str, shape)) or "one"}' for key, shape in shapes.items())
