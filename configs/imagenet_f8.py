@@ -47,7 +47,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
             'adm_in_channels': 1024,
             'transformer_depth': 1,
             'context_dim': 1024,
-            'use_checkpoint': True,
+            'remat': 'block',
             'dtype': 'auto',  # bfloat16 on accelerators
             'attention': 'auto',
         },
@@ -141,7 +141,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
         num_classes=None,
         adm_in_channels=None,
         context_dim=32,
-        use_checkpoint=False,
+        remat='none',
         # With 32 channels each of GroupNorm's 32 groups is one channel, and takes away what is added to it.
         use_scale_shift_norm=True,
     )

@@ -43,7 +43,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
             'use_linear_in_transformer': True,
             'transformer_depth': 1,
             'context_dim': 1024,
-            'use_checkpoint': True,
+            'remat': 'block',
             'use_scale_shift_norm': False,
             'dtype': 'auto',  # bfloat16 on accelerators
             'attention': 'auto',
@@ -156,7 +156,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
         attention_resolutions=(2,),
         num_head_channels=16,
         context_dim=width,
-        use_checkpoint=False,
+        remat='none',
         # With 32 channels each of GroupNorm's 32 groups is one channel, and takes away what is added to it.
         use_scale_shift_norm=True,
     )

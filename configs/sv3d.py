@@ -113,7 +113,7 @@ def _shrink(config: ml_collections.ConfigDict, cameras: bool) -> None:
         num_head_channels=32,
         adm_in_channels=32 + 2 * angle if cameras else 32,
         context_dim=width,
-        use_checkpoint=False,
+        remat='none',
         # With 32 channels each of GroupNorm's 32 groups is one channel, and takes away what is added to it.
         use_scale_shift_norm=True,
     )

@@ -142,7 +142,7 @@ def _network() -> dict:
         'extra_ff_mix_layer': True,
         'merge_strategy': 'learned_with_images',
         'video_kernel_size': (3, 1, 1),
-        'use_checkpoint': True,
+        'remat': 'block',
         'use_scale_shift_norm': False,
         'dtype': 'auto',  # bfloat16 on accelerators
         'attention': 'auto',
@@ -229,7 +229,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
         num_head_channels=32,
         adm_in_channels=96,
         context_dim=width,
-        use_checkpoint=False,
+        remat='none',
         # With 32 channels each of GroupNorm's 32 groups is one channel, and takes away what is added to it.
         use_scale_shift_norm=True,
     )

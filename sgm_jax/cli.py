@@ -16,6 +16,7 @@ from sgm_jax.config import check_keys, load_config
 from sgm_jax.errors import UserError
 from sgm_jax.parallel import hosts
 from sgm_jax.parallel.host_memory import restart_with_large_pages
+from sgm_jax.training.options import defaults
 from sgm_jax.training.run import STOPPED
 
 # The exit code of a user's mistake.
@@ -26,7 +27,33 @@ QUIET = flags.DEFINE_bool('quiet', False, 'say only what is wrong')
 
 def define_config(help_string: str) -> flags.FlagHolder:
     """The flag --config FILE.py[:VARIANT], whose keys are flags too: --config.train.steps=100."""
-    return config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
+    holder = config_flags.DEFINE_config_file('config', None, help_string, lock_config=True)
+    flag = flags.FLAGS['config']
+    flag.parser = _Complete(flag.parser)
+    return holder
+
+
+class _Complete(flags.ArgumentParser):
+    """Adds to a config what it leaves to the defaults, so that these keys are flags, too."""
+
+    def __init__(self, inside: flags.ArgumentParser):
+        self._inside = inside
+
+    def parse(self, argument: str) -> ml_collections.ConfigDict:
+        return _completed(self._inside.parse(argument))
+
+    def flag_type(self) -> str:
+        return self._inside.flag_type()
+
+
+def _completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    if isinstance(config, ml_collections.ConfigDict) and 'train' in config:
+        with config.unlocked():
+            for name, values in defaults().items():
+                node = config.setdefault(name, ml_collections.ConfigDict())
+                for key, value in values.items():
+                    node.setdefault(key, value)
+    return config
 
 
 def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> None:
@@ -94,7 +121,7 @@ def _parse(argv: list[str]) -> None:
     app.define_help_flags()
     flags.FLAGS.set_gnu_getopt(True)
     name = config_name(argv)
-    config = load_config(name) if name else None
+    config = _completed(load_config(name)) if name else None
     try:
         rest = flags.FLAGS(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError) as error:

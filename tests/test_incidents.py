@@ -1,11 +1,15 @@
 """What happens to runs: they are asked to stop or save, disks fill up, numbers break; nothing is lost."""
 
+import collections
+import dataclasses
+import itertools
 import json
 import logging
 import pathlib
 import resource
 import shutil
 import signal
+import types
 
 import jax
 import numpy as np
@@ -15,9 +19,11 @@ from checkpointed import state_of
 
 from sgm_jax.data import pipeline
 from sgm_jax.errors import UserError
-from sgm_jax.training import history
+from sgm_jax.parallel import agreement
+from sgm_jax.training import history, loop, testing
 from sgm_jax.training.checkpoints import Checkpoints
 from sgm_jax.training.loop import train
+from sgm_jax.training.run import Choices, run
 from sgm_jax.training.window import Window
 
 
@@ -113,6 +119,62 @@ def test_a_checkpoint_after_some_minutes(tmp_path):
     assert kept == [1, 2, 3, 4]
 
 
+@dropped
+def test_minutes_ask_once_where_answers_come_a_step_later(tmp_path, monkeypatch):
+    steps, answers = itertools.count(), collections.deque([(False, False)])
+    add = Window.add
+    now = [0.0]
+
+    def minute(self, *rest):
+        now[0] = 60.0 * (next(steps) + 1)
+        add(self, *rest)
+
+    def later(self, *wanted):
+        answers.append(wanted)
+        return answers.popleft()
+
+    monkeypatch.setattr(Window, 'add', minute)
+    monkeypatch.setattr(agreement.Wishes, 'agreed', later)
+    monkeypatch.setattr(loop, 'time', types.SimpleNamespace(monotonic=lambda: now[0]))
+    config = smallest.config(steps=9, checkpoint_every=100, checkpoint_minutes=2.5, keep=9)
+    train(config, tmp_path)
+    kept = sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
+    # Asked for after the third minute; the third after that.
+    assert kept == [4, 8, 9]
+
+
+def test_what_ranks_checkpoints_is_known_or_there_is_a_word(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('sgm_jax'), 'propagate', True)
+    keep = dict(keep=1, keep_best=1, best='val_ema/loss', validate_every=4, validate_examples=2)
+    train(smallest.config(**keep), tmp_path)
+    assert "train.best is 'val_ema/loss', which is not known" in caplog.text
+    assert 'val_ema/psnr' in caplog.text
+
+
+def test_no_memory_for_the_test_leaves_the_run_trained(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('sgm_jax'), 'propagate', True)
+
+    def too_large(*_):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory, 17 GiB')
+
+    monkeypatch.setattr(testing, 'test', too_large)
+    choices = Choices(workdir=str(tmp_path), keep_compiled=False)
+    assert run(smallest.config(), choices) == 0
+    assert 'not tested: a device has too little memory: Out of memory, 17 GiB' in caplog.text
+    with pytest.raises(UserError, match='too little memory'):
+        run(smallest.config(), dataclasses.replace(choices, train=False))
+
+
+def test_a_test_leaves_a_save_that_goes_on_alone(straight):
+    half = straight / 'checkpoints' / '9.orbax-checkpoint-tmp'
+    half.mkdir()
+    try:
+        testing.test(smallest.config(test_examples=2), straight)
+        assert half.is_dir()
+    finally:
+        half.rmdir()
+
+
 @pytest.mark.parametrize(('number', 'ends'), [(signal.SIGINT, True), (signal.SIGUSR1, False)])
 def test_signals_save_and_the_rest_follows(straight, tmp_path, monkeypatch, number, ends):
     config = smallest.config(checkpoint_every=100)
@@ -136,8 +198,10 @@ def test_signals_save_and_the_rest_follows(straight, tmp_path, monkeypatch, numb
     assert_same_state(tmp_path, straight)
 
 
-def test_numbers_that_break_end_the_run_and_are_kept(straight, tmp_path, monkeypatch):
-    config = smallest.config(checkpoint_every=1, steps=9, log_every=100)
+# Seldom logged, or in the very step that breaks.
+@pytest.mark.parametrize('log_every', [100, 3])
+def test_numbers_that_break_end_the_run_and_are_kept(straight, tmp_path, monkeypatch, log_every):
+    config = smallest.config(checkpoint_every=1, steps=9, log_every=log_every)
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, 'make_iterator', _spoil(pipeline.make_iterator, batch=3))
         with pytest.raises(

@@ -51,6 +51,25 @@ def test_a_step_that_broke_is_seen():
     assert window.fine()
     window.add({'loss': jnp.float32(np.nan), 'finite': jnp.array(False)})
     assert not window.fine()
+    # That the window was logged makes it no better.
+    window.close(batch_size=1)
+    assert not window.fine()
+    assert np.isnan(window.newest()['loss'])
+
+
+def test_pauses_take_no_time_of_a_step():
+    window = Window()
+    for _ in range(2):
+        window.add({'loss': jnp.float32(1.0)})
+    with window.paused():
+        time.sleep(0.4)
+    assert window.close(batch_size=1)['step_seconds'] < 0.1
+    window.add({'loss': jnp.float32(1.0)})
+    time.sleep(0.2)
+    with window.paused():
+        pass
+    # What came before a pause counts.
+    assert window.close(batch_size=1)['step_seconds'] >= 0.2
 
 
 def test_pictures_are_on_the_disk_and_in_tensorboard(workdir):

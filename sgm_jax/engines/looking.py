@@ -50,7 +50,7 @@ def look(
         size=inputs.shape[-3:-1],
     )
     shown = lambda x: to_uint8(x).reshape(inputs.shape)
-    decoded = lambda z: shown(engine.decode(params, frozen, z))
+    decoded = lambda z: shown(_decoded(engine, params, frozen, z))
     pictures = {'inputs': shown(inputs), 'samples': decoded(draw(cond))}
     if unguided and guided:
         plainly = dataclasses.replace(engine.sampling, guider=IdentityGuider())
@@ -59,6 +59,19 @@ def look(
         latents = engine.encode(params, frozen, frames)
         pictures['reconstructions'] = decoded(latents)
     return pictures
+
+
+def _decoded(engine: Any, params: PyTree, frozen: PyTree, z: jax.Array) -> jax.Array:
+    """Images of latents, a clip at a time: all of them at once may take more than training does."""
+    frames, settings = engine.task.num_frames or len(z), engine.sampling
+    decode = functools.partial(
+        engine.decode,
+        params,
+        frozen,
+        chunk=settings.decode_chunk or None,
+        overlap=settings.decode_overlap,
+    )
+    return jnp.concatenate([decode(z[i : i + frames]) for i in range(0, len(z), frames)])
 
 
 def losses_of(

@@ -9,6 +9,11 @@ import jax
 
 from sgm_jax.errors import UserError
 
+
+class TooLittleError(UserError):
+    """A device has too little memory."""
+
+
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 _NEEDED = (
     # Of the whole program, once it is laid out; or, where they are too many before that, of its temporaries.
@@ -35,16 +40,17 @@ def needed_bytes(message: str) -> float | None:
 
 @contextlib.contextmanager
 def or_else(advice: str) -> Iterator[None]:
-    """What runs out of a device's memory inside ends in a UserError with this advice.
+    """What runs out of a device's memory inside ends in a TooLittleError with this advice.
 
     Raises:
-      UserError: a program was too large to compile for the device, or an array to be held by it.
+      TooLittleError: a program was too large to compile for the device, or an array to be held by it.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # From its second run on, a program's own error comes as a ValueError.
         message = str(error)
         if not message.startswith('RESOURCE_EXHAUSTED'):
             raise
         said = message.removeprefix('RESOURCE_EXHAUSTED:').strip().splitlines()[0][:300]
-        raise UserError(f'a device has too little memory: {said}; {advice}') from error
+        raise TooLittleError(f'a device has too little memory: {said}; {advice}') from error

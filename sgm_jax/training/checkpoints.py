@@ -26,8 +26,8 @@ from sgm_jax.parallel import hosts
 from sgm_jax.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
-# Seconds that a host waits for the others' parts of a checkpoint, before the run ends.
-TIMEOUT = 600
+# Seconds that writing a checkpoint may take, and a host waits for the others' parts, before the save failed.
+TIMEOUT = 3600
 _POSITION = 'position.json'
 _POLICIES = ocp.training.preservation_policies
 _ERRORS = (OSError, ValueError, RuntimeError)
@@ -64,6 +64,15 @@ class Keep:
             )
         return _POLICIES.AnyPreservationPolicy(kept)
 
+    def check(self, values: Mapping[str, float]) -> None:
+        """A word, where what tells the best is not among the figures that there are."""
+        if self.best and self.figure.lstrip('+') not in values:
+            LOG.warning(
+                'train.best is %r, which is not known: no checkpoint is kept as the best; there are: %s',
+                self.figure,
+                ', '.join(sorted(values)),
+            )
+
     def metrics(self, values: Mapping[str, float]) -> dict[str, float] | None:
         """What is written with a checkpoint, so that it can be ranked: more is better. None if unknown."""
         name = self.figure.lstrip('+')
@@ -94,7 +103,15 @@ class Checkpoints:
     other, and the run goes on; only if it was the last one does the context end with an error.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, keep: Keep | int):
+    def __init__(self, workdir: pathlib.Path, *, keep: Keep | int, reads: bool = False):
+        """Opens them.
+
+        Args:
+          workdir: the run's folder.
+          keep: which ones stay when another was written.
+          reads: nothing is written, and what a run that goes on is writing meanwhile is left alone.
+        """
+        self._cleans = not reads
         self.keep = Keep(newest=keep) if isinstance(keep, int) else keep
         self.folder = workdir / CHECKPOINTS
         # Of saves since the last `report`: numbers to log, by the step they are of.
@@ -111,7 +128,7 @@ class Checkpoints:
             context=patience,
             preservation_policy=self.keep.policy(),
             # What a killed process, or a failed save, left half written has a temporary name, and goes now.
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=self._cleans,
         )
 
     def __enter__(self) -> 'Checkpoints':
@@ -220,8 +237,10 @@ class Checkpoints:
             # Orbax's own goes on as if the step were saved.
             self._orbax = self._open()
 
-    def restore(self, step: int, wanted: TrainState, data: grain.DatasetIterator) -> TrainState:
-        """The state of a step, on the mesh of `wanted`; the data go on where they were.
+    def restore(
+        self, step: int, wanted: TrainState, data: grain.DatasetIterator | None = None
+    ) -> TrainState:
+        """The state of a step, on the mesh of `wanted`; the data, if given, go on where they were.
 
         Raises:
           UserError: the checkpoint has other names or shapes than the model.
@@ -233,7 +252,8 @@ class Checkpoints:
             parts = self._orbax.load_checkpointables(step, _parts(wanted, position))
         except (ValueError, KeyError, OSError) as error:
             raise damaged(folder, error) from error
-        data.set_state(position.state)
+        if data is not None:
+            data.set_state(position.state)
         intact = jax.device_put(jnp.ones((), bool), wanted.intact.sharding)
         return TrainState(
             params=parts[PARAMS], ema_params=parts[EMA], intact=intact, **parts[PROGRESS]
@@ -291,7 +311,10 @@ def _size(folder: pathlib.Path) -> int:
 
 def _unwritable(folder: pathlib.Path, error: Exception) -> UserError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    way_out = 'free some space'
+    if isinstance(error, TimeoutError):
+        reason, way_out = f'it took more than {TIMEOUT} s', 'take a faster disk'
     return UserError(
-        f'{folder}: a checkpoint could not be written ({reason}); free some space and run the same '
-        'command again, it goes on from the newest complete checkpoint'
+        f'{folder}: a checkpoint could not be written ({reason}); {way_out} and run the same command again, '
+        'it goes on from the newest complete checkpoint'
     )

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import os
 import pathlib
 import pdb
 import sys
@@ -19,7 +20,7 @@ from sgm_jax.data import pipeline
 from sgm_jax.data.sources import Source
 from sgm_jax.errors import UserError
 from sgm_jax.interop.workdir_files import read_ema, weights_alone
-from sgm_jax.parallel import agreement, hosts
+from sgm_jax.parallel import agreement, hosts, memory
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.training import autopsy, measures, notices, report, runs
 from sgm_jax.training.ahead import StepsAhead, resized
@@ -38,6 +39,10 @@ from sgm_jax.training.window import Window, broken
 from sgm_jax.training.workdir import LOGS, leaves, open_workdir
 
 LOG = logging.getLogger(__name__)
+FEWER = (
+    'less takes a smaller --config.sample.decode_chunk or --config.pictures.max_images; '
+    '--config.train.image_every=0 draws none'
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,8 @@ def train(
         batch_size=options.batch_size,
         seed=config.seed,
         rows=meshes.rows(options.batch_size, mesh),
+        num_threads=options.data_threads or min(max((os.cpu_count() or 1) // 2, 2), 8),
+        prefetch=options.data_ahead,
     )
     setup.check(source)
     workdir = open_workdir(workdir, config)
@@ -150,8 +157,9 @@ class _Run:
         self.turns_told: set[str] = set()
         self.ahead = stack.enter_context(StepsAhead(setup.step))
         self.window = Window()
-        # What is known of the newest step that was logged, by which checkpoints are ranked.
-        self.known: dict[str, float] = {}
+        # By which checkpoints are ranked: of the newest steps that were logged, and of this one's validation.
+        self.logged: dict[str, float] = {}
+        self.validated: dict[str, float] = {}
         # Of the last two steps: what they were made of.
         self.made_of = collections.deque(maxlen=2)
         self.saved_at = time.monotonic()
@@ -199,9 +207,11 @@ class _Run:
                 last = self.step == self.options.steps
                 if self.step % self.options.log_every == 0 or last:
                     self._log()
-                self._look(last)
+                self._validate_if_due(last)
                 if self.step % self.options.checkpoint_every == 0 or last or stop or save:
                     self._save()
+                # What may want too much memory comes when the step is safe.
+                self._draw_if_due()
                 if self.requests.debug:
                     self._debug()
             self.wishes.settle()
@@ -234,7 +244,7 @@ class _Run:
         self.profiler.before(self.step + 1)
         self.pulse.at(self.step, 'in the step')
         self.state, scalars = self.ahead(*arguments)
-        self.step, self.position = self.step + 1, position
+        self.step, self.position, self.validated = self.step + 1, position, {}
         self.made_of.append((self.step, turn, batch, position))
         self.profiler.after(self.step, scalars)
         if not self.window.fine():
@@ -250,46 +260,55 @@ class _Run:
             self.requests.granted('save')
             return True
         minutes = self.options.checkpoint_minutes
+        due = bool(minutes) and time.monotonic() - self.saved_at > 60 * minutes
+        if due:
+            # Asked for once: several processes have their answer a step later.
+            self.saved_at = time.monotonic()
         # One clock decides.
-        due = minutes and time.monotonic() - self.saved_at > 60 * minutes
-        return bool(due) and jax.process_index() == 0
+        return due and jax.process_index() == 0
 
     def _log(self) -> None:
         if values := self.window.close(self.options.batch_size):
             values |= self.work.figures(values) | measures.memory()
             self.progress.numbers(values)
             self.logs.scalars(self.step, values, each=self.window.each)
-            self.known = {**self.known, **values}
+            self.logged = values
         self._log_saves()
 
     def _log_saves(self) -> None:
         for step, values in self.checkpoints.report().items():
             self.logs.scalars(step, values)
 
-    def _look(self, last: bool) -> None:
-        every = self.options.validate_every
-        if self.validation and (self.step % every == 0 or last):
-            self.pulse.at(self.step, 'validating')
-            values = self.validation(self.state, self.frozen)
-            self.logs.scalars(self.step, values)
-            self.known = {**self.known, **values}
-            self.window.restart_clock()
-        self._draw_if_due()
+    def _validate_if_due(self, last: bool) -> None:
+        if not self.validation or not (self.step % self.options.validate_every == 0 or last):
+            return
+        self.pulse.at(self.step, 'validating')
+        with self.window.paused():
+            self.validated = self.validation(self.state, self.frozen)
+            self.logs.scalars(self.step, self.validated)
+        self.checkpoints.keep.check(self._known())
+
+    def _known(self) -> dict[str, float]:
+        return {**self.logged, **self.validated}
 
     def _draw_if_due(self) -> None:
         every = self.options.image_every
         if not self.setup.pictures.due(self.step, every=every, begin=self.begin):
             return
         self.pulse.at(self.step, 'drawing pictures')
-        for split, pictures in self.painter(self.state, self.frozen).items():
-            self.logs.pictures(self.step, pictures, split=split)
-        self.window.restart_clock()
+        try:
+            with self.window.paused(), memory.or_else(FEWER):
+                for split, pictures in self.painter(self.state, self.frozen).items():
+                    self.logs.pictures(self.step, pictures, split=split)
+        except memory.TooLittleError as error:
+            # On every host alike; and nothing of the training is lost by it.
+            LOG.warning('no pictures after step %d: %s', self.step, error)
 
     def _save(self) -> None:
         if not self.window.fine():
             self._end(self.step, self.window.newest())
         self.pulse.at(self.step, 'saving')
-        self.checkpoints.save(self.step, self.state, self.position, self.known)
+        self.checkpoints.save(self.step, self.state, self.position, self._known())
         self.saved_at = time.monotonic()
 
     def _debug(self) -> None:
@@ -298,8 +317,8 @@ class _Run:
             LOG.warning('asked for a debugger, but this process has no terminal; training goes on')
         elif jax.process_index() == 0:
             LOG.info('state, batch and the rest are in `self`; c goes on')
-            pdb.Pdb(nosigint=True).set_trace()
-            self.window.restart_clock()
+            with self.window.paused():
+                pdb.Pdb(nosigint=True).set_trace()
 
     def _end(self, step: int, values: Mapping[str, float]) -> None:
         """Ends the run: a step's numbers are not finite."""
@@ -327,7 +346,7 @@ class _Run:
             return
         try:
             if self.window.fine():
-                self.checkpoints.save(self.step, self.state, self.position, self.known)
+                self.checkpoints.save(self.step, self.state, self.position, self._known())
                 self.checkpoints.settle()
         except Exception as error:  # the first error is the one to tell
             LOG.warning('nor could step %d be saved: %s', self.step, error)

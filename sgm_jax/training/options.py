@@ -1,11 +1,25 @@
 """`config.train` and `config.pictures`: how long, how often, and what is kept."""
 
 import dataclasses
+from typing import Any
 
 from sgm_jax.errors import UserError
 from sgm_jax.training.frozen import check_dtype
 
 SPLITS = ('train', 'held_out')
+
+
+def defaults() -> dict[str, dict[str, Any]]:
+    """By a config's nodes `train` and `pictures`: what stands for a key that is not there."""
+    nodes = {'train': Options, 'pictures': PictureOptions}
+    return {
+        node: {
+            f.name: f.default
+            for f in dataclasses.fields(kind)
+            if f.default is not dataclasses.MISSING
+        }
+        for node, kind in nodes.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +42,8 @@ class Options:
       keep_best: how many are kept for their `best` figure besides; 0 for none.
       best: the logged number that tells which are best: the least, or the greatest with a '+' before it.
       frozen_dtype, first_stage_dtype: in which frozen parts are held, a name in frozen.DTYPES.
+      data_threads: that make batches, each a whole one; 0 for half of the cores, of 2 to 8.
+      data_ahead: batches that are kept ready, at least one for each thread.
       heartbeat_minutes: after so many minutes in one step there is a word of it; 0 for never.
       wandb: project of Weights & Biases that scalars and pictures go to as well; '' for none.
     """
@@ -50,6 +66,8 @@ class Options:
     best: str = 'val_ema/loss'
     frozen_dtype: str = 'float32'
     first_stage_dtype: str = 'float32'
+    data_threads: int = 0
+    data_ahead: int = 4
     heartbeat_minutes: float = 10.0
     wandb: str = ''
 
@@ -72,6 +90,8 @@ class Options:
                 'checkpoint_minutes',
                 'keep_every',
                 'keep_best',
+                'data_threads',
+                'data_ahead',
                 'heartbeat_minutes',
             ),
         }

@@ -85,8 +85,10 @@ def run(
         workdir = runs.new_workdir(choices.name, choices.postfix)
     aside = choices.debug and not (choices.workdir or choices.resume)
     kept = _moved_aside(workdir) if aside else contextlib.nullcontext()
-    with hosts.told_apart(), kept, memory.or_else(SMALLER):
-        if choices.train and (code := _train(config, workdir, span)):
+    with hosts.told_apart(), kept:
+        with memory.or_else(SMALLER):
+            code = _train(config, workdir, span) if choices.train else 0
+        if code:
             return code
         if choices.test:
             _test(config, workdir, needed=not choices.train)
@@ -109,7 +111,8 @@ def _test(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, needed: b
     from sgm_jax.training.testing import test
 
     try:
-        test(config, workdir)
+        with memory.or_else(SMALLER):
+            test(config, workdir)
     except UserError as error:
         # Trained is trained.
         if needed:

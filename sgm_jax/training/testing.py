@@ -7,7 +7,6 @@ import pathlib
 import jax
 import ml_collections
 
-from sgm_jax.data import pipeline
 from sgm_jax.errors import UserError
 from sgm_jax.interop.whole_files import whole
 from sgm_jax.training.checkpoints import Checkpoints
@@ -35,12 +34,11 @@ def test(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, 
         examples=options.test_examples,
         batch_size=options.batch_size,
     )
-    data = pipeline.make_iterator(config.data, batch_size=options.batch_size, seed=config.seed)
-    with Checkpoints(workdir, keep=options.keep) as checkpoints:
+    with Checkpoints(workdir, keep=options.keep, reads=True) as checkpoints:
         step = checkpoints.latest
         if step is None:
             raise UserError(f'{workdir} has no complete checkpoint to test')
-        state = checkpoints.restore(step, setup.wanted, data)
+        state = checkpoints.restore(step, setup.wanted)
     frozen = setup.frozen(keys[0])
     figures = validation(state, frozen, prefix='test')
     LOG.info('test of step %d, on %d held-out examples:', step, validation.examples)

@@ -1,12 +1,14 @@
 """Services that keep the numbers and pictures of runs."""
 
 import pathlib
+import uuid
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from sgm_jax.errors import UserError
+from sgm_jax.interop.whole_files import whole
 
 
 class Tracker(Protocol):
@@ -43,7 +45,8 @@ class WeightsAndBiases:
         try:
             self._run = wandb.init(
                 project=project,
-                id=workdir.name,
+                id=_own_id(workdir),
+                name=workdir.name,
                 resume='allow',
                 dir=str(workdir),
                 config=dict(config),
@@ -62,3 +65,12 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _own_id(workdir: pathlib.Path) -> str:
+    """The run's id, kept in its folder: another folder of the same name is another run."""
+    path = workdir / 'wandb_id.txt'
+    if not path.exists():
+        with whole(path) as file:
+            file.write(uuid.uuid4().hex.encode())
+    return path.read_text()

@@ -1,9 +1,10 @@
 """The numbers since the last time they were logged."""
 
 import collections
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ class Window:
         # Of the last window that was closed: what each of its steps returned.
         self.each: list[dict[str, float]] = []
         self._scalars, self._seconds = [], collections.Counter()
+        # Of the newest step, whether it is in this window or in one that was closed.
+        self._newest: Scalars = {}
         self._flops = 0.0
         self._start = time.perf_counter()
 
@@ -35,6 +38,7 @@ class Window:
     def add(self, scalars: Scalars, flops: float = 0.0) -> None:
         """Of one more step: what it returned, and the FLOPs that it takes."""
         self._scalars.append(scalars)
+        self._newest = scalars
         self._flops += flops
 
     def fine(self) -> bool:
@@ -43,15 +47,22 @@ class Window:
         Asked when the next one is on its way: so a run is one step ahead at most, the bar tells the truth,
         ctrl-C never waits for a queue of steps, and numbers that break are seen one step later.
         """
-        return not self._scalars or bool(self._scalars[-1].get('finite', True))
+        return bool(self._newest.get('finite', True))
 
     def newest(self) -> dict[str, float]:
         """The scalars of the last step."""
-        return _numbers(jax.device_get(self._scalars[-1])) if self._scalars else self.last
+        return _numbers(jax.device_get(self._newest))
 
-    def restart_clock(self) -> None:
-        """Leaves out what was not training."""
-        self._start = time.perf_counter()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is not training, and its time does not count."""
+        # Steps that are still on their way are training.
+        jax.block_until_ready(self._newest)
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - begin
 
     def close(self, batch_size: int) -> dict[str, float]:
         """Their means, and the times; empties the window. Nothing, if it is empty."""
@@ -75,7 +86,7 @@ class Window:
         if self._flops:
             values['flops_per_second'] = self._flops / steps / seconds
         self._scalars, self._seconds, self._flops = [], collections.Counter(), 0.0
-        self.restart_clock()
+        self._start = time.perf_counter()
         self.last = values
         return values
 

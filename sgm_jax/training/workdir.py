@@ -11,6 +11,7 @@ broken/        the state and batch of a step whose numbers were not finite
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from sgm_jax.interop import hub
 from sgm_jax.interop.whole_files import whole
 from sgm_jax.interop.workdir_files import CHECKPOINTS, CONFIG, latest_step
 from sgm_jax.parallel import agreement
+from sgm_jax.training.options import defaults
 
 LOGS, PICTURES = 'logs', 'pictures'
 # What may differ when a run is taken up again: how long, how often, where the files and the devices are.
@@ -42,6 +44,8 @@ FREE = (
             'keep_every',
             'keep_best',
             'best',
+            'data_threads',
+            'data_ahead',
             'heartbeat_minutes',
             'wandb',
         )
@@ -105,8 +109,12 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f'{path / CONFIG} is damaged ({error}); repair it, or choose another --workdir'
         ) from error
-    old, new = dict(_leaves(before)), leaves(config)
-    is_free = lambda key: any(key == free or key.startswith(f'{free}.') for free in FREE)
+    # What was added since the run began is as it was before.
+    unsaid = dict(_leaves(json.loads(json.dumps(defaults()))))
+    old, new = {**unsaid, **dict(_leaves(before))}, {**unsaid, **leaves(config)}
+    # A mixture's sources move as a single one does.
+    plainly = lambda key: re.sub(r'^data\.sources\.\d+\.', 'data.', key)
+    is_free = lambda key: any(f'{plainly(key)}.'.startswith(f'{free}.') for free in FREE)
     changed = [
         f'{key} was {old.get(key, "unset")!r}, is {new.get(key, "unset")!r}'
         for key in sorted(old.keys() | new.keys())
