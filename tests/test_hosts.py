@@ -1,5 +1,6 @@
 """Several processes: who joins whom, that two train to the numbers of one, and what ends all of them."""
 
+import contextlib
 import pathlib
 import shutil
 import signal
@@ -15,7 +16,7 @@ from checkpointed import state_of
 
 from sgm_jax.errors import UserError
 from sgm_jax.interop.workdir_files import latest_step
-from sgm_jax.parallel import hosts
+from sgm_jax.parallel import hosts, managers
 from sgm_jax.training.loop import train
 
 TRAIN = dict(batch_size=8, steps=4, log_every=1, checkpoint_every=1, keep=9)
@@ -29,6 +30,10 @@ SLURM = dict(
     SLURM_PROCID='1',
 )
 MPI = dict(OMPI_COMM_WORLD_SIZE='4', OMPI_COMM_WORLD_RANK='3')
+MPI_4 = {**MPI, 'OMPI_MCA_orte_hnp_uri': '1.0;tcp://10.0.0.1:3'}
+# mpirun's helper on a node is a task of SLURM's, and the only one where there is one node.
+HELPER = {**SLURM, 'SLURM_NTASKS': '1', 'SLURM_PROCID': '0'}
+EIGHT = {'CUDA_VISIBLE_DEVICES': '0,1,2,3,4,5,6,7'}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +45,9 @@ MPI = dict(OMPI_COMM_WORLD_SIZE='4', OMPI_COMM_WORLD_RANK='3')
         ({}, SLURM, (None, 2, 1)),
         ({}, {**SLURM, 'SLURM_NTASKS': '1'}, None),
         ({}, {'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2', 'SLURM_PROCID': '0'}, None),
-        ({}, {**MPI, 'OMPI_MCA_orte_hnp_uri': '1.0;tcp://10.0.0.1:3'}, (None, 4, 3)),
+        ({}, MPI_4, (None, 4, 3)),
+        ({}, {**HELPER, **MPI_4}, (None, 4, 3)),
+        ({'coordinator': 'head:1'}, {**HELPER, **MPI}, ('head:1', 4, 3)),
         ({'coordinator': 'head:1'}, MPI, ('head:1', 4, 3)),
         (
             {'process': 2},
@@ -64,11 +71,81 @@ def test_who_joins_whom(flags, variables, found):
         (dict(coordinator='head'), {}, "--coordinator is 'head'; give HOST:PORT"),
         (dict(process=None), {'JAX_PROCESS_ID': 'x'}, "JAX_PROCESS_ID is 'x'; give a whole number"),
         (dict.fromkeys(FLAGS), MPI, 'Open MPI started 4 processes and does not say where'),
+        (dict.fromkeys(FLAGS), {**HELPER, **MPI}, 'Open MPI started 4 processes and does not'),
+        ({}, {'JAX_LOCAL_DEVICE_IDS': 'all'}, "JAX_LOCAL_DEVICE_IDS is 'all'; give numbers"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(change, variables, words):
     with pytest.raises(UserError, match=words):
         hosts.find(**{**FLAGS, **change}, variables={'JAX_PLATFORMS': 'cpu', **variables})
+
+
+def slurm(layout: str, local: int, node: int = 0, **more: str) -> dict[str, str]:
+    own = dict(SLURM_STEP_TASKS_PER_NODE=layout, SLURM_LOCALID=str(local), SLURM_NODEID=str(node))
+    return {**SLURM, **own, **more}
+
+
+def mpi(size: int, local: int) -> dict[str, str]:
+    own = dict(OMPI_COMM_WORLD_LOCAL_SIZE=str(size), OMPI_COMM_WORLD_LOCAL_RANK=str(local))
+    return {**MPI, **own}
+
+
+@pytest.mark.parametrize(
+    ('variables', 'gpus'),
+    [
+        ({}, ()),
+        (EIGHT, ()),
+        ({'JAX_LOCAL_DEVICE_IDS': '2,3'}, (2, 3)),
+        # One process on a node has all of its GPUs.
+        ({**slurm('1(x2)', 0), **EIGHT}, ()),
+        ({**slurm('8(x2),1', 0, node=2), **EIGHT}, ()),
+        ({**SLURM, 'SLURM_STEP_NUM_NODES': '2'}, ()),
+        (mpi(1, 0), ()),
+        # Several have one each,
+        ({**slurm('8(x2)', 3, node=1), **EIGHT}, (3,)),
+        ({**SLURM, 'SLURM_STEP_NUM_NODES': '1'}, (0,)),
+        ({**SLURM, 'SLURM_NTASKS_PER_NODE': '2', 'SLURM_STEP_NUM_NODES': '1'}, (0,)),
+        (mpi(4, 2), (2,)),
+        ({**HELPER, **mpi(4, 2)}, (2,)),
+        # unless they see no others, or were told by the user.
+        (slurm('8', 3, CUDA_VISIBLE_DEVICES='3'), ()),
+        (slurm('2', 1, CUDA_VISIBLE_DEVICES='4,5,6,7', SLURM_GPUS_PER_TASK='gpu:4'), ()),
+        (slurm('8', 3, JAX_LOCAL_DEVICE_IDS='5'), (5,)),
+        (slurm('8', 3, JAX_CUDA_VISIBLE_DEVICES='all'), ()),
+    ],
+)
+def test_which_gpus_a_process_takes(variables, gpus):
+    assert managers.gpus(variables) == gpus
+    # Flags say who a process is, not where it runs.
+    assert hosts.find(**FLAGS, variables={'JAX_PLATFORMS': 'cpu', **variables}).gpus == gpus
+
+
+# What JAX would give to CUDA, of processes that have none.
+SEEN = """import jax
+from jax._src.xla_bridge import CUDA_VISIBLE_DEVICES
+from sgm_jax.parallel import hosts
+
+hosts.start(hosts.find())
+print(CUDA_VISIBLE_DEVICES.value, jax.process_count(), jax.local_device_count())
+hosts.leave(0)
+"""
+
+
+@pytest.mark.parametrize(('layout', 'seen'), [('1(x2)', ['all', 'all']), ('2', ['0', '1'])])
+def test_jax_takes_these_gpus_of_slurms_processes(layout, seen):
+    told = dict(SLURM_STEP_NODELIST='localhost', JAX_COORDINATOR_PORT=str(processes.free_port()))
+    with contextlib.ExitStack() as stack:
+        both = []
+        for index in range(2):
+            own = dict(local=0, node=index) if layout == '1(x2)' else dict(local=index)
+            variables = slurm(layout, **own, **told, SLURM_PROCID=str(index))
+            options = dict(env={**processes.environment(2), **variables}, cwd=processes.ROOT)
+            line = [processes.sys.executable, '-c', SEEN]
+            process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, **options)
+            both.append(stack.enter_context(process))
+            stack.callback(process.kill)
+        said = [process.communicate(timeout=120)[0] for process in both]
+    assert said == [f'{ids} 2 2\n' for ids in seen]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from sgm_jax.errors import UserError
+from sgm_jax.parallel import managers
 
 # A process ended because another one did; launchers that restart on failure go on with the run.
 LOST = 3
@@ -42,6 +43,7 @@ class Launch:
       coordinator: HOST:PORT at which process 0 listens; None where JAX finds out everything itself.
       processes: how many there are in all.
       process: which of them this is, from 0.
+      gpus: which of the GPUs that it sees it takes, by number; empty for all.
       timeout: seconds to wait for the others.
       where: who says that there are several, for messages.
     """
@@ -49,6 +51,7 @@ class Launch:
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
+    gpus: tuple[int, ...] = ()
     timeout: int = 300
     where: str = ''
 
@@ -99,10 +102,11 @@ def find(
         processes=_number(processes, variables, PROCESSES),
         process=_number(process, variables, PROCESS),
     )
-    managed = _managed(variables)
+    managed, gpus = managers.managed(variables), managers.gpus(variables)
     if any(value is not None for value in given.values()):
         if managed and given['coordinator']:
-            given = {k: managed[k] if v is None else v for k, v in given.items()}
+            numbers = dict(processes=managed.processes, process=managed.process)
+            given |= {k: v for k, v in numbers.items() if given[k] is None}
         flags = {'coordinator': 'HOST:PORT', 'processes': 'N', 'process': 'I'}
         names = dict(zip(given, ('--coordinator', '--num_processes', '--process_id'), strict=True))
         missing = [f'{names[k]} {flags[k]}' for k, value in given.items() if value is None]
@@ -111,18 +115,23 @@ def find(
             raise UserError(
                 f'{said} without {" and ".join(missing)}; several hosts need all three, on each host'
             )
-        launch = Launch(**given, timeout=timeout, where='the flags')
+        launch = Launch(**given, gpus=gpus, timeout=timeout, where='the flags')
         return launch if launch.processes > 1 else None
-    if managed and managed['processes'] > 1:
-        if not managed['told']:
+    if managed and managed.processes > 1:
+        if not managed.told:
             raise UserError(
-                f'{managed["where"]} started {managed["processes"]} processes and does not say where '
+                f'{managed.where} started {managed.processes} processes and does not say where '
                 'process 0 is; give --coordinator HOST:PORT, or start one process'
             )
-        numbers = {key: managed[key] for key in ('processes', 'process', 'where')}
-        return Launch(**numbers, timeout=timeout)
+        return Launch(
+            processes=managed.processes,
+            process=managed.process,
+            gpus=gpus,
+            timeout=timeout,
+            where=managed.where,
+        )
     if _on_tpu_slice(variables):
-        return Launch(timeout=timeout, where='the TPU slice')
+        return Launch(gpus=gpus, timeout=timeout, where='the TPU slice')
     return None
 
 
@@ -157,6 +166,8 @@ def start(launch: Launch | None) -> None:
         try:
             jax.distributed.initialize(
                 **numbers,
+                # Of GPUs only. Empty is all; of None JAX would make one for each process of a manager's.
+                local_device_ids=list(launch.gpus),
                 initialization_timeout=launch.timeout,
                 heartbeat_timeout_seconds=HEARTBEAT,
                 shutdown_timeout_seconds=SHUTDOWN,
@@ -226,28 +237,6 @@ def _number(value: int | None, variables: Mapping[str, str], name: str) -> int |
         return int(variables[name])
     except ValueError as error:
         raise UserError(f'{name} is {variables[name]!r}; give a whole number') from error
-
-
-def _managed(variables: Mapping[str, str]) -> dict | None:
-    """What SLURM or Open MPI says of this process; `told` if JAX finds the coordinator there."""
-    slurm = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_LOCALID')
-    for where, count, index, told in (
-        # As jax's clusters see them: a shell of salloc has no SLURM_STEP_NODELIST, and is one process.
-        ('SLURM', 'SLURM_NTASKS', 'SLURM_PROCID', all(name in variables for name in slurm)),
-        # Open MPI 5 no longer has this variable.
-        (
-            'Open MPI',
-            'OMPI_COMM_WORLD_SIZE',
-            'OMPI_COMM_WORLD_RANK',
-            'OMPI_MCA_orte_hnp_uri' in variables,
-        ),
-    ):
-        if where == 'SLURM' and not told:
-            continue
-        if variables.get(count, '').isdigit() and variables.get(index, '').isdigit():
-            numbers = dict(processes=int(variables[count]), process=int(variables[index]))
-            return dict(where=where, told=told, **numbers)
-    return None
 
 
 def _on_tpu_slice(variables: Mapping[str, str]) -> bool:
