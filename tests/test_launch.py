@@ -7,6 +7,8 @@ import subprocess
 import pytest
 import yaml
 
+from sgm_jax.parallel import hosts
+
 LAUNCH = pathlib.Path(__file__).resolve().parents[1] / 'launch'
 TRAIN = ['--config', 'configs/svd.py:xt', '--workdir', '/runs/a "b"']
 
@@ -24,15 +26,37 @@ def commands(script: str, *words: str) -> list[list[str]]:
 
 
 def test_a_slice_is_made_and_all_its_machines_train():
-    made, trained = commands(
-        'tpu_gcloud.sh', '--name=s', '--zone', 'us-east5-a', '--create=v5p-64', '--runtime=r'
-    )
+    create = ('--create=v5p-64', '--runtime=r', '--setup=mount "a b"')
+    made, mounted, trained = commands('tpu_gcloud.sh', '--name=s', '--zone', 'us-east5-a', *create)
     assert made[:6] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'create', 's']
     assert made[6:] == ['--zone=us-east5-a', '--accelerator-type=v5p-64', '--version=r']
     assert trained[:8] == [*made[:4], 'ssh', 's', '--zone=us-east5-a', '--worker=all']
+    assert mounted == [*trained[:8], '--command=mount "a b"']
     # What the machines' shells make of it.
     remote = shlex.split(trained[8].removeprefix('--command='))
     assert remote == ['cd', 'sgm_jax', '&&', '.venv/bin/python', 'train.py', *TRAIN]
+
+
+def test_bare_machines_get_a_checkout_with_its_own_python(tmp_path):
+    words = ('--create=v5e-16', '--runtime=r', '--repo=https://a.b/c d', '--branch=main')
+    _, cloned, trained = commands('tpu_gcloud.sh', '--name=s', '--zone=z', *words)
+    # A machine's own shell, whose programs only say what they are asked.
+    for name in ('git', 'python3'):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "$PWD {name}" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / 'sgm_jax').mkdir()
+    env = {'PATH': f'{tmp_path}:/usr/bin:/bin', 'HOME': str(tmp_path)}
+    remote = cloned[-1].removeprefix('--command=')
+    done = subprocess.run(
+        ['bash', '-c', remote], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    clone, *steps = done.stdout.splitlines()
+    assert clone == f'{tmp_path} git clone --branch=main https://a.b/c d sgm_jax'
+    assert steps[-2:] == [
+        f'{tmp_path}/sgm_jax python3 -m uv venv --python 3.12 .venv',
+        f'{tmp_path}/sgm_jax python3 -m uv pip install --python .venv/bin/python -e .[tpu]',
+    ]
+    assert trained[-1].startswith('--command=cd sgm_jax && .venv/bin/python train.py')
 
 
 def test_a_slice_that_is_there_is_not_made():
@@ -47,6 +71,9 @@ def test_xpk_gets_the_command_and_restarts():
     flags = dict(word.split('=', 1) for word in line[3:])
     assert flags['--num-slices'] == '2'
     assert flags['--max-restarts'] == '3'
+    # Left to itself xpk gives the whole run up when one machine of it is lost.
+    assert flags['--restart-on-exit-codes'] == str(hosts.LOST)
+    assert flags['--termination-grace-period-seconds'] == '300'
     assert shlex.split(flags['--command']) == ['python', 'train.py', *TRAIN]
 
 
@@ -109,6 +136,11 @@ def test_kubernetes_numbers_its_pods():
         ('slurm.sh', [], 'give --nodes'),
         ('tpu_gcloud.sh', ['--name=s'], 'give --zone'),
         ('tpu_gcloud.sh', ['--name=s', '--zone=z', '--create=v5p-64'], 'give --runtime'),
+        (
+            'tpu_gcloud.sh',
+            ['--name=s', '--zone=z', '--create=v5p-64', '--runtime=r'],
+            'the machines that --create makes are bare; give --repo URL',
+        ),
         ('multi_gpu.sh', ['--gpus=8', '--processes=3'], '--gpus is 8, which --processes 3 does'),
         ('kubernetes.sh', ['more'], 'unexpected more'),
     ],
