@@ -60,3 +60,21 @@ needed() {
     [ -n "${!variable}" ] || fail "give --$flag"
   done
 }
+
+# swap VARIABLE OLD NEW: replaces each OLD in it. What ${text//OLD/NEW} makes of quotes and & in NEW differs
+# between versions of bash, and macOS has 3.2.
+swap() {
+  local rest="${!1}" made=''
+  while [[ $rest == *"$2"* ]]; do
+    made+=${rest%%"$2"*}$3
+    rest=${rest#*"$2"}
+  done
+  printf -v "$1" %s "$made$rest"
+}
+
+# gpu_memory: sets `memory`, if --memory did not, to the part of a GPU that a process may take: the user's own, by
+# JAX's variable for it or that variable's former name, or 0.92. JAX would take 0.75, and a model that just fits
+# needs more. A process gets it under the one name and an empty value under the other: with both JAX refuses.
+gpu_memory() {
+  memory="${memory:-${XLA_CLIENT_MEM_FRACTION:-${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}}}"
+}

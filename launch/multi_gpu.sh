@@ -7,16 +7,17 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-gpus=8 processes=1 memory=0.92 port=12321 python='.venv/bin/python'
+gpus=8 processes=1 memory='' port=12321 python='.venv/bin/python'
 options gpus processes memory port python -- "$@"
+gpu_memory
 if [ $((gpus % processes)) != 0 ]; then fail "--gpus is $gpus, which --processes $processes does not divide"; fi
 each=$((gpus / processes))
 
-# JAX takes three quarters of a GPU's memory if it is not told: a model that just fits needs more.
 pids=()
 for ((process = 0; process < processes; process++)); do
   visible=$(seq -s, $((process * each)) $((process * each + each - 1)))
-  line=(env "CUDA_VISIBLE_DEVICES=$visible" "XLA_PYTHON_CLIENT_MEM_FRACTION=$memory" "$python" train.py "${TRAIN[@]}")
+  line=(env "CUDA_VISIBLE_DEVICES=$visible" "XLA_CLIENT_MEM_FRACTION=$memory" XLA_PYTHON_CLIENT_MEM_FRACTION=
+    "$python" train.py "${TRAIN[@]}")
   if [ "$processes" -gt 1 ]; then
     line+=("--coordinator=127.0.0.1:$port" "--num_processes=$processes" "--process_id=$process")
   fi

@@ -1,5 +1,6 @@
 """The launchers, by their dry runs: the exact commands that they would run."""
 
+import os
 import pathlib
 import shlex
 import subprocess
@@ -13,14 +14,17 @@ LAUNCH = pathlib.Path(__file__).resolve().parents[1] / 'launch'
 TRAIN = ['--config', 'configs/svd.py:xt', '--workdir', '/runs/a "b"']
 
 
-def launch(script: str, *words: str, train: list[str] = TRAIN) -> subprocess.CompletedProcess:
+def launch(
+    script: str, *words: str, train: list[str] = TRAIN, **variables: str
+) -> subprocess.CompletedProcess:
     line = [LAUNCH / script, *words, '--dry-run', '--', *train]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60)
+    env = {k: v for k, v in os.environ.items() if 'MEM_FRACTION' not in k} | variables
+    return subprocess.run(line, capture_output=True, text=True, timeout=60, env=env)
 
 
-def commands(script: str, *words: str) -> list[list[str]]:
+def commands(script: str, *words: str, **variables: str) -> list[list[str]]:
     """What would be run, as a shell would split it."""
-    done = launch(script, *words)
+    done = launch(script, *words, **variables)
     assert done.returncode == 0, done.stderr
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
@@ -77,29 +81,40 @@ def test_xpk_gets_the_command_and_restarts():
     assert shlex.split(flags['--command']) == ['python', 'train.py', *TRAIN]
 
 
-def test_slurm_has_a_task_for_each_gpu_and_goes_on_after_its_time():
+def test_slurm_has_a_task_for_each_node_and_goes_on_after_its_time():
     (line,) = commands('slurm.sh', '--nodes=4', '--gpus=8', '--partition=p')
     assert line[0] == 'sbatch'
-    assert {'--nodes=4', '--ntasks-per-node=8', '--gpus-per-node=8', '--partition=p'} <= set(line)
+    assert {'--nodes=4', '--ntasks-per-node=1', '--gpus-per-node=8', '--partition=p'} <= set(line)
+    assert '--cpus-per-task=64' in line
     assert '--signal=TERM@120' in line
     job = line[-1].removeprefix('--wrap=')
-    assert shlex.split(job.split(';')[0])[2:] == ['.venv/bin/python', 'train.py', *TRAIN]
+    srun = shlex.split(job.split(';')[0])
+    # srun does not have them from sbatch.
+    assert srun[:3] == ['srun', '--cpus-per-task=64', '--kill-on-bad-exit=0']
+    assert srun[3:6] == ['env', *fraction('0.92')]
+    assert srun[6:] == ['.venv/bin/python', 'train.py', *TRAIN]
     # The job's own shell: of tasks that were stopped, it asks to be run again.
     fakes = 'srun() { return 130; }; scontrol() { echo "$@"; }; SLURM_JOB_ID=7'
     done = subprocess.run(['bash', '-c', f'{fakes}\n{job}'], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, 'requeue 7\n')
 
 
+def fraction(value: str) -> list[str]:
+    """Of a GPU's memory, under JAX's name for it and not under the former one as well."""
+    return [f'XLA_CLIENT_MEM_FRACTION={value}', 'XLA_PYTHON_CLIENT_MEM_FRACTION=']
+
+
 def test_slurm_without_gpus_has_a_task_for_each_node():
     (line,) = commands('slurm.sh', '--nodes=2', '--gpus=0')
-    assert '--ntasks-per-node=1' in line
+    assert {'--ntasks-per-node=1', '--cpus-per-task=8'} <= set(line)
+    assert 'MEM_FRACTION' not in line[-1]
     assert not [word for word in line if word.startswith('--gpus')]
 
 
 def test_processes_of_one_machine_share_its_gpus():
     (alone,) = commands('multi_gpu.sh')
     assert alone[:2] == ['env', 'CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7']
-    assert alone[3:] == ['.venv/bin/python', 'train.py', *TRAIN]
+    assert alone[2:] == [*fraction('0.92'), '.venv/bin/python', 'train.py', *TRAIN]
     lines = commands('multi_gpu.sh', '--gpus=4', '--processes=2')
     assert [line[1] for line in lines] == [f'CUDA_VISIBLE_DEVICES={ids}' for ids in ('0,1', '2,3')]
     for index, line in enumerate(lines):
@@ -107,9 +122,29 @@ def test_processes_of_one_machine_share_its_gpus():
         assert line[-3:] == told
 
 
-def test_kubernetes_numbers_its_pods():
+@pytest.mark.parametrize(
+    ('words', 'variables', 'value'),
+    [
+        ([], {'XLA_CLIENT_MEM_FRACTION': '0.8'}, '0.8'),
+        ([], {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.7'}, '0.7'),
+        (['--memory=0.6'], {'XLA_CLIENT_MEM_FRACTION': '0.8'}, '0.6'),
+    ],
+)
+def test_a_gpus_memory_is_what_the_user_says(words, variables, value):
+    (line,) = commands('multi_gpu.sh', *words, **variables)
+    assert line[2:4] == fraction(value)
+    (line,) = commands('slurm.sh', '--nodes=1', *words, **variables)
+    assert ' '.join(fraction(value)) in line[-1]
+    pods = ('--name=svd', '--image=i', '--nodes=2', '--claim=disk')
+    assert f'value: "{value}"' in launch('kubernetes.sh', *pods, *words, **variables).stdout
+
+
+# In which versions of bash a replacement's quotes and & are taken differently; macOS has 3.2.
+@pytest.mark.parametrize('compatible', ['3.2', '4.2', ''])
+def test_kubernetes_numbers_its_pods(compatible):
     words = ('--name=svd', '--image=r.io/a&b:1', '--nodes=2', '--gpus=4', '--claim=disk')
-    done = launch('kubernetes.sh', *words)
+    train = [*TRAIN, r'--x=a\b\\"c" & $d/']
+    done = launch('kubernetes.sh', *words, train=train, BASH_COMPAT=compatible)
     assert done.returncode == 0, done.stderr
     first, *text, last = done.stdout.splitlines()
     assert first == "kubectl apply --namespace=default -f - <<'END'"
@@ -121,12 +156,13 @@ def test_kubernetes_numbers_its_pods():
     assert (spec['completionMode'], spec['completions'], spec['parallelism']) == ('Indexed', 2, 2)
     (container,) = spec['template']['spec']['containers']
     assert container['image'] == 'r.io/a&b:1'
-    assert container['command'] == ['python', 'train.py', *TRAIN]
+    assert container['command'] == ['python', 'train.py', *train]
     assert container['resources']['limits'] == {'nvidia.com/gpu': 4}
     told = {entry['name']: entry.get('value') for entry in container['env']}
     assert told['JAX_COORDINATOR_ADDRESS'] == 'svd-0.svd:12321'
     assert told['JAX_NUM_PROCESSES'] == '2'
     assert 'JAX_PROCESS_ID' in told
+    assert [f'{name}={told[name]}' for name in told if 'MEM_FRACTION' in name] == fraction('0.92')
 
 
 @pytest.mark.parametrize(
