@@ -2,13 +2,14 @@
 
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 
 import pytest
 import yaml
 
-from sgm_jax.parallel import hosts
+from sgm_jax.parallel import h100, hosts, topologies
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[1] / 'launch'
 TRAIN = ['--config', 'configs/svd.py:xt', '--workdir', '/runs/a "b"']
@@ -137,6 +138,13 @@ def test_a_gpus_memory_is_what_the_user_says(words, variables, value):
     assert ' '.join(fraction(value)) in line[-1]
     pods = ('--name=svd', '--image=i', '--nodes=2', '--claim=disk')
     assert f'value: "{value}"' in launch('kubernetes.sh', *pods, *words, **variables).stdout
+
+
+def test_plans_count_on_the_memory_that_a_process_gets():
+    (line,) = commands('multi_gpu.sh')
+    part = float(line[2].removeprefix('XLA_CLIENT_MEM_FRACTION='))
+    counted = int(re.search(r'device_memory_size: (\d+)', h100.TARGET)[1])
+    assert topologies.CHIPS['H100'].memory == pytest.approx(part * counted)
 
 
 # In which versions of bash a replacement's quotes and & are taken differently; macOS has 3.2.

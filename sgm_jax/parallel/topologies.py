@@ -25,7 +25,8 @@ class Chip:
 
     Attributes:
       platform: 'tpu', 'gpu' or 'cpu'.
-      memory: bytes that a program can have; of TPUs as their compiler counts them.
+      memory: bytes that a program can have: of TPUs as their compiler counts them, of GPUs what a process
+        takes.
       flops: matrix products per second in bfloat16, at most.
       bandwidth: bytes per second between the device and its memory.
       link: bytes per second, over all its links, that a device can send to its neighbours.
@@ -98,7 +99,8 @@ CHIPS = {
     ),
     'H100': Chip(
         platform='gpu',
-        memory=80e9,
+        # What CUDA counts, of which the launchers have a process take 0.92. JAX by itself takes 0.75.
+        memory=0.92 * 84978434048,
         flops=989e12,
         bandwidth=3.35e12,
         link=450e9,
