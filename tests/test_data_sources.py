@@ -223,3 +223,14 @@ def test_real_crop_matches_the_frame():
     shown = (source.record(0)['jpg'][0] + 1) * 127.5
     blocks = whole.reshape(36, 5, 36, 5, 3).mean(axis=(1, 3))
     assert np.abs(shown - blocks).mean() < 5
+
+
+@pytest.mark.parametrize('size', [(832, 1216), (768, 1344), (448, 832)])
+def test_the_largest_crop_of_any_frame_lies_within_it(size):
+    framing = Framing(size=size)
+    for frame in np.random.default_rng(0).integers(64, 6000, (2000, 2)).tolist():
+        left, top, right, bottom = framing.box(tuple(frame), None)
+        assert 0 <= left < right <= frame[1]
+        assert 0 <= top < bottom <= frame[0]
+    # Of these the size's arithmetic leaves a height that is larger by its last digit.
+    assert framing(np.zeros((1, 1600, 900, 3), np.uint8), None).shape == (1, *size, 3)

@@ -84,6 +84,15 @@ def test_resize_crop_is_centred_and_antialiased(tmp_path):
     assert media.read_image(tmp_path / 'a.png', (64, 128)).shape == (64, 128, 3)
 
 
+@pytest.mark.parametrize('shape', [(1600, 900), (3456, 5184), (1080, 1920)])
+@pytest.mark.parametrize('size', [(832, 1216), (768, 1344), (448, 832)])
+def test_pictures_of_any_shape_are_cropped(shape, size):
+    image = np.full((*shape, 3), BROWN, np.uint8)
+    cropped = media.resize_crop(image, size)
+    assert cropped.shape == (*size, 3)
+    np.testing.assert_array_equal(cropped[[0, -1]], np.broadcast_to(BROWN, (2, size[1], 3)))
+
+
 @pytest.mark.parametrize('damage', ['missing', 'empty', 'text', 'cut'])
 def test_unreadable_pictures_are_one_line(tmp_path, damage):
     path = tmp_path / f'{damage}.jpg'

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from sgm_jax.sampling.media import box_within
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Framing:
@@ -37,9 +39,7 @@ class Framing:
         if rng is not None:
             scale = rng.uniform(smallest, max(smallest, largest))
             across, down = rng.random(2)
-        height, width = (self._fit(frame) * scale * side for side in self.size)
-        top, left = (frame[0] - height) * down, (frame[1] - width) * across
-        return left, top, min(left + width, frame[1]), min(top + height, frame[0])
+        return box_within(frame, self.size, scale=scale, across=across, down=down)
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """uint8 frames (t, h, w, 3) to (t, *size, 3): the same crop and mirroring for all frames."""

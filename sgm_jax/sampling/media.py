@@ -141,14 +141,32 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def resize_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(h, w, 3) to `size` (height, width), antialiased: the largest centred box of that shape, scaled."""
-    height, width = image.shape[:2]
-    scale = min(height / size[0], width / size[1])
-    top, left = (height - size[0] * scale) / 2, (width - size[1] * scale) / 2
-    box = (left, top, min(width, left + size[1] * scale), min(height, top + size[0] * scale))
-    if tuple(size) == (height, width):
+    if tuple(size) == image.shape[:2]:
         return image
+    box = box_within(image.shape[:2], size)
     resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS, box=box)
     return np.asarray(resized)
+
+
+def box_within(
+    frame: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    scale: float = 1.0,
+    across: float = 0.5,
+    down: float = 0.5,
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of a box of the shape of `size` in a frame, in pixels, never beyond it.
+
+    Args:
+      scale: of its side, 1 being the largest box of that shape.
+      across, down: where it lies, from 0 (at the left, at the top) to 1.
+    """
+    fit = min(f / s for f, s in zip(frame, size, strict=True))
+    # Rounding may leave a side larger than the frame by its last digit, which Pillow refuses.
+    height, width = (min(fit * scale * s, f) for f, s in zip(frame, size, strict=True))
+    top, left = (frame[0] - height) * down, (frame[1] - width) * across
+    return left, top, min(left + width, frame[1]), min(top + height, frame[0])
 
 
 def write_image(
