@@ -1,5 +1,6 @@
 """A first stage of whose training only a part is in its workdir, in a diffusion model."""
 
+import golden
 import jax
 import ml_collections
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import tiny
 from orbax.checkpoint import v1 as ocp
 
+import sgm_jax
 from sgm_jax.config import load_config
 from sgm_jax.engines import build
 from sgm_jax.errors import UserError
+from sgm_jax.interop import to_sgm, write_sgm
 from sgm_jax.interop.checkpoint_files import write_model
 from sgm_jax.networks.layers import Keys
 from sgm_jax.training.workdir import open_workdir
@@ -65,3 +68,21 @@ def test_the_frozen_encoder_comes_from_where_it_came_then(trained, tmp_path):
     (tmp_path / 'vae.safetensors').unlink()
     with pytest.raises(UserError, match=r'vae\.safetensors'):
         build(diffusion(workdir)).init_frozen(jax.random.key(0))
+
+
+def test_it_goes_before_that_of_a_checkpoint_that_is_sampled_from(trained, tmp_path):
+    workdir, _, params = trained
+    config = diffusion(workdir)
+    shapes = {k: x.shape for k, x in to_sgm(build(config).structure.module()).items()}
+    checkpoint = tmp_path / 'video.safetensors'
+    write_sgm(checkpoint, {name: golden.generate(name, shape) for name, shape in shapes.items()})
+    for mesh in (None, {'fsdp': 1}):
+        model = sgm_jax.load(checkpoint, config, dtype='bfloat16', mesh=mesh)
+        assert_same(model.frozen['first_stage']['decoder'], params['decoder'])
+        assert {x.dtype.name for x in jax.tree.leaves(model.params)} == {'bfloat16'}
+        devices = {x.sharding for x in jax.tree.leaves(model.frozen['first_stage'])}
+        assert all(isinstance(s, jax.sharding.NamedSharding) == bool(mesh) for s in devices)
+    config.model.first_stage_checkpoint = ''
+    own = sgm_jax.load(checkpoint, config).frozen['first_stage']['decoder']
+    pairs = zip(jax.tree.leaves(own), jax.tree.leaves(params['decoder']), strict=True)
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)

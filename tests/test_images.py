@@ -1,15 +1,20 @@
 """From words, classes and pictures to pictures: what changes them, what does not, and what cannot be."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
+import smallest
+import tiny
 import tiny_pictures
 
 import sgm_jax
 from sgm_jax.config import load_config
-from sgm_jax.engines import build
+from sgm_jax.engines import DiffusionEngine, build
 from sgm_jax.errors import UserError
 from sgm_jax.sampling import media
+from sgm_jax.sampling.images import size_of
 from sgm_jax.sampling.load import LoadedModel
 from sgm_jax.sampling.run import run
 from sgm_jax.training.loop import train
@@ -146,6 +151,39 @@ def test_a_refiner_takes_the_last_steps(base, refiner):
     assert np.abs(halves.astype(int) - alone).max() <= 1
 
 
+def test_a_refiner_leaves_a_picture_of_strength_nought_as_it_is(base, refiner, picture):
+    same = base.sample(prompt='a fox', image=picture, strength=0.0, refiner=refiner)
+    np.testing.assert_array_equal(same[0], picture)
+
+
+def refuse(*_, **__):
+    raise AssertionError('the network was run')
+
+
+def test_what_a_refiner_cannot_do_is_named_before_the_work(base, refiner, monkeypatch):
+    video = LoadedModel(engine=build(tiny.config()), params={}, frozen={})
+    config = tiny_pictures.config('sdxl_refiner')
+    config.model.network.update(channel_mult=(1, 1, 1))
+    coarse = dataclasses.replace(refiner, engine=build(config))
+    stage = LoadedModel(engine=build(smallest.config()), params={}, frozen={})
+    monkeypatch.setattr(DiffusionEngine, 'sample_latents', refuse)
+    for other, words in (
+        (coarse, 'the refiner: the size 6x10 is not divisible by 4, .* use 8x8'),
+        (video, 'the refiner makes videos; give a model of pictures'),
+        (stage, 'the refiner is a first stage; give a model of pictures'),
+    ):
+        with pytest.raises(UserError, match=words):
+            base.sample(prompt='a fox', refiner=other, height=6, width=10)
+
+
+def test_an_aspect_is_a_size_of_both_models(base, refiner):
+    config = tiny_pictures.config('sdxl_refiner')
+    config.model.network.update(channel_mult=(1, 1, 1))
+    coarse = dataclasses.replace(refiner, engine=build(config))
+    assert size_of(base, aspect='16:9') == (6, 10)
+    assert size_of(base, aspect='16:9', refiner=coarse) == (8, 12)
+
+
 def test_the_refiner_is_told_its_scores(refiner):
     plain = refiner.sample(prompt='a fox')
     assert differ(refiner.sample(prompt='a fox', aesthetic_score=1.0), plain)
@@ -167,6 +205,41 @@ def test_classes_are_told(digits):
     assert differ(digits.sample(cls=3), digits.sample(cls=7))
 
 
+def test_a_picture_in_colour_is_grey_to_a_model_of_grey_ones(digits, picture):
+    same = digits.sample(cls=3, count=2, image=picture, strength=0.0)
+    assert same.shape == (2, 8, 8, 1)
+    # ITU-R BT.601.
+    luma = picture @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(same[1, ..., 0], luma, atol=1)
+    assert differ(digits.sample(cls=3, image=picture, strength=0.9), same[:1])
+
+
+def test_each_batch_is_given_as_soon_as_it_is_made(base, picture):
+    calls = []
+    made = base.sample_batches(
+        prompt=['a fox', 'a cat'],
+        count=2,
+        batch=3,
+        image=[picture, 255 - picture],
+        strength=0.0,
+        progress=lambda done, total: calls.append(done),
+    )
+    first = next(made)
+    assert len(first) == 3
+    rest = list(made)
+    assert [len(images) for images in rest] == [1]
+    want = [picture, picture, 255 - picture, 255 - picture]
+    np.testing.assert_array_equal(np.concatenate([first, *rest]), want)
+    made = base.sample_batches(
+        prompt='a fox', count=3, batch=2, progress=lambda *n: calls.append(n)
+    )
+    next(made)
+    assert calls == [(1, 4), (2, 4)]
+    # What is wrong is said before the first is asked for.
+    with pytest.raises(UserError, match='count is 0'):
+        base.sample_batches(prompt='a fox', count=0)
+
+
 def test_an_aspect_is_a_size(base):
     # SDXL's bucket for 16:9 is 768x1344; this model's side is 8 instead of 1024.
     assert base.sample(prompt='a fox', aspect='16:9').shape[1:3] == (6, 10)
@@ -180,6 +253,11 @@ def test_an_aspect_is_a_size(base):
         (dict(strength=0.5), 'strength is given without a picture'),
         (dict(image=np.zeros((9, 9, 3), np.uint8), strength=1.5), 'strength is 1.5; give 0'),
         (dict(handoff=-0.1), 'handoff is -0.1'),
+        (dict(handoff=0.2), 'handoff is given without a refiner'),
+        (dict(decode_chunk=-1), 'decode_chunk is -1; give 1 or more, or 0'),
+        (dict(seed=-1), 'seed is -1; give 0 to 4294967295'),
+        (dict(seed=2**63), 'seed is 9223372036854775808; give 0 to'),
+        (dict(seed=2**32 - 2, count=3), r'seed is 4294967294 \(the last of 3 .* 4294967296\)'),
         (dict(cls=3), 'knows no classes'),
         (dict(steps=0), 'steps is 0'),
         (dict(count=0), 'count is 0'),

@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import pytest
+import smallest
 
+import sgm_jax
 from sgm_jax.config import load_config
 from sgm_jax.engines import build
 from sgm_jax.errors import UserError
 from sgm_jax.sampling import precision
+from sgm_jax.training.workdir import open_workdir
 
 
 def dtypes(tree) -> set[str]:
@@ -29,3 +32,10 @@ def test_network_and_encoders_compute_in_it():
     assert {node['dtype'] for node in config.model.conditioner if 'dtype' in node} == {'float16'}
     with pytest.raises(UserError, match="unknown dtype 'half'; choose one of: float32"):
         precision.compute_in(config, 'half')
+
+
+def test_a_first_stage_keeps_its_own(tmp_path):
+    config = smallest.config()
+    open_workdir(tmp_path, config)
+    with pytest.raises(UserError, match='a first stage is held in its own; leave --dtype out'):
+        sgm_jax.load(tmp_path, dtype='bfloat16')

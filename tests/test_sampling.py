@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import sgm_jax
 from sgm_jax.config import load_config
+from sgm_jax.engines import build
 from sgm_jax.errors import UserError
 from sgm_jax.interop import checkpoint_files, to_sgm
 from sgm_jax.sampling import media
@@ -139,6 +140,10 @@ def test_a_workdir_without_a_checkpoint_is_named(run, tmp_path):
     ('told', 'words'),
     [
         (dict(height=17), 'size 17x16 is not divisible by 2, which this model needs; use 16x16'),
+        (dict(height=0), 'size 0x16 has no pixels, which this model needs; use 2x16'),
+        (dict(width=-16), 'size 16x-16 has no pixels'),
+        (dict(seed=-1), 'seed is -1; give 0 to 4294967295'),
+        (dict(seed=2**63), 'seed is 9223372036854775808; give 0'),
         (dict(steps=0), 'steps is 0'),
         (dict(num_frames=0), 'num_frames is 0'),
         (dict(decode_chunk=-1), 'decode_chunk is -1'),
@@ -163,6 +168,17 @@ def test_encode_and_decode_of_pixels_change_nothing(model, picture):
         pytest.approx(images.max() / 127.5 - 1),
     )
     np.testing.assert_array_equal(model.decode(latents), images)
+    with pytest.raises(UserError, match='decode_chunk is -1; give 1 or more'):
+        model.decode(latents, decode_chunk=-1)
+    config = tiny.config()
+    config.sample.decode_chunk = -1
+    with pytest.raises(UserError, match='decode_chunk is -1; give 1 or more'):
+        build(config)
+
+
+def test_the_largest_seed_is_one(model, picture):
+    largest = model.sample(image=picture, seed=2**32 - 1)
+    assert (largest != model.sample(image=picture, seed=0)).any()
 
 
 def test_a_recognised_file_brings_its_config(monkeypatch, tmp_path):

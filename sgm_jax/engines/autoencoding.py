@@ -12,7 +12,7 @@ from flax import nnx
 
 from sgm_jax.config import build
 from sgm_jax.engines.adversary import Adversary, Discriminator, adaptive_weight
-from sgm_jax.engines.model import check_pixels
+from sgm_jax.engines.model import check_chunk, check_pixels
 from sgm_jax.engines.objectives import OBJECTIVES, LPIPSWithDiscriminator, Objective, resized
 from sgm_jax.engines.protocol import Gradients, Players
 from sgm_jax.engines.reconstructions import as_pictures, count_dead, figures, views
@@ -384,6 +384,7 @@ class AutoencodingEngine:
         self, params: PyTree, frozen: PyTree, z: jax.Array, *, chunk: int | None = None
     ) -> jax.Array:
         """Latents (n, h, w, c) to images, `chunk` at a time (all by default)."""
+        check_chunk(chunk)
         chunk = chunk or len(z)
         parts = [
             self._decode(params, frozen, z[start : start + chunk])

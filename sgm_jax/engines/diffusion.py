@@ -21,7 +21,7 @@ from sgm_jax.diffusion.samplers import Sampler
 from sgm_jax.engines.caching import fingerprint
 from sgm_jax.engines.devices import ONE, Devices
 from sgm_jax.engines.looking import look, losses_of
-from sgm_jax.engines.model import DiffusionModel, build_model
+from sgm_jax.engines.model import DiffusionModel, build_model, check_chunk
 from sgm_jax.engines.protocol import Gradients, Players, gradients_of
 from sgm_jax.engines.records import check_record
 from sgm_jax.engines.sampling import Sampling
@@ -366,6 +366,7 @@ class DiffusionEngine:
         (at a clip's end as many more on the other side). A decoder of pictures gives the same frames however
         they are cut. Memory grows with chunk + 2 overlap only.
         """
+        check_chunk(chunk)
         num_frames = self.task.num_frames or len(z)
         clips = z.reshape(-1, num_frames, *z.shape[1:])
         chunk = min(chunk or num_frames, num_frames)

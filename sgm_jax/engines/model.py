@@ -122,9 +122,17 @@ def build_model(config: Mapping, keys: Keys) -> DiffusionModel:
 
 def check_pixels(model_factor: int, height: int, width: int) -> None:
     """Raises a UserError that says which size would do, when a size does not fit the model."""
-    if height % model_factor or width % model_factor:
+    empty = height < 1 or width < 1
+    if empty or height % model_factor or width % model_factor:
         near = lambda n: max(model_factor, round(n / model_factor) * model_factor)
+        wrong = 'has no pixels' if empty else f'is not divisible by {model_factor}'
         raise UserError(
-            f'the size {height}x{width} is not divisible by {model_factor}, which this model needs; '
+            f'the size {height}x{width} {wrong}, which this model needs; '
             f'use {near(height)}x{near(width)}'
         )
+
+
+def check_chunk(chunk: int | None) -> None:
+    """Raises a UserError for a number of pictures to be decoded at once that is none."""
+    if chunk is not None and chunk < 0:
+        raise UserError(f'decode_chunk is {chunk}; give 1 or more, or 0 for all at once')

@@ -11,6 +11,7 @@ from sgm_jax.diffusion.discretization import Discretization
 from sgm_jax.diffusion.families import make
 from sgm_jax.diffusion.guiders import Guider
 from sgm_jax.diffusion.samplers import Sampler
+from sgm_jax.engines.model import check_chunk
 from sgm_jax.errors import UserError
 
 FAMILIES = ('sampler', 'discretization', 'guider')
@@ -39,6 +40,11 @@ class Sampling:
     zero: tuple[str, ...] = ()
     decode_chunk: int = 0
     decode_overlap: int = 2
+
+    def __post_init__(self):
+        check_chunk(self.decode_chunk)
+        if self.decode_overlap < 0:
+            raise UserError(f'decode_overlap is {self.decode_overlap}; give 0 or more')
 
     @classmethod
     def from_config(

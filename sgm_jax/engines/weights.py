@@ -14,6 +14,7 @@ from sgm_jax.engines.first_stages import build_first_stage
 from sgm_jax.engines.structure import PyTree, Structure, has_path
 from sgm_jax.errors import UserError
 from sgm_jax.interop import checkpoint_files, to_sgm, workdir_files
+from sgm_jax.interop.sgm import entries
 from sgm_jax.networks.layers import Buffer, Keys, Statistic
 
 LOG = logging.getLogger(__name__)
@@ -68,8 +69,10 @@ class Weights:
         wanted = self.structure.abstract[2]
         found = {}
         if self.first_stage_checkpoint and wanted.get(FIRST_STAGE):
-            tree = nnx.to_pure_dict(nnx.state(self.first_stage()))
-            found[FIRST_STAGE] = jax.device_put(tree) if place else tree
+            stage = self.first_stage()
+            for entry in entries(stage, path=(FIRST_STAGE,)) if place else ():
+                entry.variable.set_value(place(entry, np.asarray(entry.variable.get_value())))
+            found[FIRST_STAGE] = nnx.to_pure_dict(nnx.state(stage))
         missing = {part: tree for part, tree in wanted.items() if part not in found}
         if self.checkpoint and jax.tree.leaves(missing):
             whole = self._read(trained=False, place=place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +11,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sgm_jax.engines import DiffusionEngine
+from sgm_jax.engines.model import check_chunk
 from sgm_jax.engines.sampling import Sampling
 from sgm_jax.engines.structure import to_uint8
 from sgm_jax.errors import UserError
 from sgm_jax.sampling import buckets
-from sgm_jax.sampling.inputs import Image, at_least_one, read_images, to_float
+from sgm_jax.sampling.inputs import (
+    Image,
+    at_least_one,
+    check_seed,
+    read_images,
+    to_float,
+    to_grey,
+)
 
 if TYPE_CHECKING:
     from sgm_jax.sampling.load import LoadedModel
 
 # How much of the way from noise a picture that is given goes again.
 STRENGTH = 0.75
+# The refiner's share of the steps.
+HANDOFF = 0.2
 Progress = Callable[[int, int], None]
 
 
@@ -34,7 +46,7 @@ def sample_images(
     image: Image | Sequence[Image] | None = None,
     strength: float | None = None,
     refiner: LoadedModel | None = None,
-    handoff: float = 0.2,
+    handoff: float | None = None,
     steps: int | None = None,
     seed: int = 0,
     height: int | None = None,
@@ -52,8 +64,8 @@ def sample_images(
     batch: int = 4,
     decode_chunk: int | None = None,
     progress: Progress | None = None,
-) -> np.ndarray:
-    """Pictures, as the model is told. What is not given is `config.sample`'s.
+) -> Iterator[np.ndarray]:
+    """Pictures, as the model is told, batch by batch. What is not given is `config.sample`'s.
 
     Args:
       model: of pictures.
@@ -64,7 +76,7 @@ def sample_images(
       image: a path or uint8 (h, w, 3) to begin from, or one for each prompt.
       strength: how much of the way from noise it goes again, 0 (not at all) to 1.
       refiner: a second model that takes the last steps.
-      handoff: the share of the steps that is the refiner's.
+      handoff: the share of the steps that is the refiner's; 0.2 by default.
       steps: of the sampler.
       seed: of the first picture's noise; the next picture has the next seed.
       height, width: pixels; or aspect: 'WIDTH:HEIGHT', for the nearest of the sizes SDXL was trained on.
@@ -74,11 +86,12 @@ def sample_images(
       sampler, discretization, guider: others, by name, with their defaults.
       scale: the strength of the guidance.
       batch: pictures that are made at once.
-      decode_chunk: pictures decoded at once.
+      decode_chunk: pictures decoded at once; 0 for all of a batch.
       progress: called with (network calls done, calls in all).
 
     Returns:
-      uint8 (n, height, width, c): all pictures of the first prompt, then of the next.
+      an iterator of uint8 (n, height, width, c), at most `batch` at a time, each made when it is asked for:
+      all pictures of the first prompt, then of the next. What is wrong is said before.
 
     Raises:
       UserError: something is missing, is not for this model, or is out of range.
@@ -88,13 +101,20 @@ def sample_images(
         raise UserError(f'strength is {strength}; give 0 (the picture as it is) to 1 (all new)')
     if strength is not None and image is None:
         raise UserError('strength is given without a picture; give image=, too')
-    if not 0 <= handoff <= 1:
+    if handoff is not None and not 0 <= handoff <= 1:
         raise UserError(f'handoff is {handoff}; give the share of the refiner, 0 to 1')
+    if handoff is not None and refiner is None:
+        raise UserError('handoff is given without a refiner; give refiner=, too')
     settings = model.engine.sampling
     steps = settings.steps if steps is None else steps
+    chunk = settings.decode_chunk if decode_chunk is None else decode_chunk
     at_least_one(steps=steps)
-    size = _size(model, height, width, aspect)
+    check_chunk(chunk)
+    if refiner is not None:
+        _check_refiner(model, refiner)
+    size = size_of(model, height=height, width=width, aspect=aspect, refiner=refiner)
     wishes = _Wishes.of(model, prompt, negative_prompt, cls, count)
+    check_seed(seed, len(wishes))
     scores = dict(
         aesthetic_score=aesthetic_score, negative_aesthetic_score=negative_aesthetic_score
     )
@@ -105,51 +125,93 @@ def sample_images(
     )
     begin = None
     if image is not None:
-        begin = to_float(_for_each(read_images(image, size), wishes, count))
+        begin = _Begin.of(model, read_images(image, size), wishes, count)
     choices = dict(sampler=sampler, discretization=discretization, guider=guider, scale=scale)
     sampling = settings.with_choices(**choices)
     sigmas = _sigmas(sampling, steps, STRENGTH if strength is None else strength, begin)
     parts = [_Part(model, sampling, sigmas, wishes.told(model, sizes, scores), False)]
     if refiner is not None:
-        parts = _handed_off(
-            parts[0], refiner, handoff, wishes.told(refiner, sizes, scores), choices
-        )
+        share = HANDOFF if handoff is None else handoff
+        parts = _handed_off(parts[0], refiner, share, wishes.told(refiner, sizes, scores), choices)
+    total = _Counter(parts, len(wishes), batch, progress)
+    # Apart, for what is wrong is to be said here and not when the first picture is asked for.
+    return _drawn(parts, begin, _batches(len(wishes), batch), seed, size, chunk, total)
 
-    total, done = _Counter(parts, len(wishes), batch, progress), []
-    for chosen in _batches(len(wishes), batch):
-        z = _begin(model, begin, chosen)
+
+def _drawn(parts, begin, batches, seed, size, chunk, total) -> Iterator[np.ndarray]:
+    last = parts[-1].model
+    for chosen in batches:
+        z = None if begin is None else begin(chosen)
         keys = jnp.stack([jax.random.key(seed + int(index)) for index in chosen])
         for part in parts:
             z = part.run(chosen, keys, z, size, total)
-        last = parts[-1].model
-        chunk = decode_chunk or settings.decode_chunk
         images = to_uint8(last.engine.decode(last.params, last.frozen, z, chunk=chunk))
-        done.append(images[: len(set(chosen.tolist()))])
-    return np.concatenate(done)
+        yield images[: len(set(chosen.tolist()))]
 
 
-def _size(model, height, width, aspect) -> tuple[int, int]:
+def size_of(
+    model: LoadedModel,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    aspect: str | None = None,
+    refiner: LoadedModel | None = None,
+) -> tuple[int, int]:
+    """(height, width) of the pictures that are asked for; UserError: the models have no such size."""
     own = (model.engine.sampling.height, model.engine.sampling.width)
     if aspect is not None:
         if height is not None or width is not None:
             raise UserError('aspect goes without height and width; give one of the two')
-        size = buckets.nearest(aspect, own, model.engine.factor)
+        factors = [one.engine.factor for one in (model, refiner) if one is not None]
+        size = buckets.nearest(aspect, own, math.lcm(*factors))
     else:
         size = (own[0] if height is None else height, own[1] if width is None else width)
         at_least_one(height=size[0], width=size[1])
     model.check_size(size)
+    if refiner is not None:
+        try:
+            refiner.check_size(size)
+        except UserError as error:
+            raise UserError(f'the refiner: {error}') from error
     return size
 
 
-def _for_each(images: np.ndarray, wishes: _Wishes, count: int) -> np.ndarray:
-    """One picture for all, or one for each prompt, as one for each sample."""
-    if len(images) == 1:
-        return np.repeat(images, len(wishes), 0)
-    if len(images) * count != len(wishes):
-        raise UserError(
-            f'{len(images)} pictures were given for {len(wishes) // count} prompts; give one, or as many'
-        )
-    return np.repeat(images, count, 0)
+def _check_refiner(model: LoadedModel, refiner: LoadedModel) -> None:
+    if not isinstance(refiner.engine, DiffusionEngine) or refiner.makes_videos:
+        kind = 'makes videos' if refiner.makes_videos else 'is a first stage'
+        raise UserError(f'the refiner {kind}; give a model of pictures, such as SDXL refiner')
+    if refiner.engine.latent_channels != model.engine.latent_channels:
+        raise UserError('the refiner has other latents than the model; give one of the same family')
+    if refiner.devices != model.devices:
+        raise UserError('the refiner lies on other devices than the model; load both with one mesh')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Begin:
+    """Pictures to begin from, uint8 (n, h, w, c), each once, and which of them each sample's is."""
+
+    model: LoadedModel
+    images: np.ndarray
+    which: np.ndarray
+
+    @classmethod
+    def of(cls, model, images: np.ndarray, wishes: _Wishes, count: int) -> _Begin:
+        """One picture for all, or one for each prompt."""
+        if len(images) == 1:
+            which = np.zeros(len(wishes), int)
+        elif len(images) * count == len(wishes):
+            which = np.repeat(np.arange(len(images)), count)
+        else:
+            raise UserError(
+                f'{len(images)} pictures were given for {len(wishes) // count} prompts; give one, or as many'
+            )
+        return cls(model, to_grey(images) if model.channels == 1 else images, which)
+
+    def __call__(self, chosen: np.ndarray) -> jax.Array:
+        """Latents of the samples' pictures."""
+        model = self.model
+        pictures = to_float(self.images[self.which[chosen]])
+        return model.engine.encode(model.params, model.frozen, pictures)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -272,22 +334,13 @@ class _Part:
 
 def _handed_off(first: _Part, refiner, handoff, told, choices) -> list[_Part]:
     """The way of one model as that of two: the second goes on where the first leaves the noise."""
-    if refiner.engine.latent_channels != first.model.engine.latent_channels:
-        raise UserError('the refiner has other latents than the model; give one of the same family')
-    if refiner.devices != first.model.devices:
-        raise UserError('the refiner lies on other devices than the model; load both with one mesh')
     steps = len(first.sigmas) - 1
     cut = steps - round(handoff * steps)
     sampling = refiner.engine.sampling.with_choices(**choices)
     early = dataclasses.replace(first, sigmas=first.sigmas[: cut + 1])
     late = _Part(refiner, sampling, first.sigmas[cut:], told, noised=cut > 0)
-    return [part for part in (early, late) if part.calls]
-
-
-def _begin(model, begin, chosen) -> jax.Array | None:
-    if begin is None:
-        return None
-    return model.engine.encode(model.params, model.frozen, begin[chosen])
+    # Without any noise (strength 0) there is no way to go: the picture is the first model's.
+    return [part for part in (early, late) if part.calls] or [first]
 
 
 def _batches(count: int, batch: int) -> Iterator[np.ndarray]:

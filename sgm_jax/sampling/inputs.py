@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image as PILImage
 
 from sgm_jax.errors import UserError
 from sgm_jax.sampling.media import read_image, resize_crop
@@ -43,6 +44,11 @@ def to_float(images: np.ndarray) -> np.ndarray:
     scaled /= 127.5
     scaled -= 1.0
     return scaled
+
+
+def to_grey(images: np.ndarray) -> np.ndarray:
+    """uint8 (n, h, w, 3) to (n, h, w, 1), by the luma of ITU-R BT.601."""
+    return np.stack([np.asarray(PILImage.fromarray(x).convert('L')) for x in images])[..., None]
 
 
 def read_prompts(path: str | pathlib.Path) -> list[str]:
@@ -87,3 +93,16 @@ def not_negative(**numbers: float) -> None:
     for name, value in numbers.items():
         if value < 0:
             raise UserError(f'{name} is {value}; give 0 or more')
+
+
+# JAX's keys are made of as many bits: larger seeds would be others' again.
+_SEEDS = 2**32
+
+
+def check_seed(seed: int, count: int = 1) -> None:
+    """Raises a UserError unless there are `count` seeds from this one on."""
+    if seed < 0 or seed + count > _SEEDS:
+        last = (
+            f' (the last of {count} pictures has {seed + count - 1})' if 0 <= seed < _SEEDS else ''
+        )
+        raise UserError(f'seed is {seed}{last}; give 0 to {_SEEDS - 1}')

@@ -52,9 +52,21 @@ class LoadedModel:
         Raises:
           UserError: an option that this kind of model does not have, or that is out of range.
         """
+        parts = list(self.sample_batches(**options))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def sample_batches(self, **options: Any) -> Iterator[np.ndarray]:
+        """`sample`, part by part as it is made: pictures by the batch; videos and orbits in one part."""
         given = {name: value for name, value in options.items() if value is not None}
         self.check_options({k: v for k, v in given.items() if k != 'progress'})
-        return self._draw(model=self, **given)
+        made = self._draw(model=self, **given)
+        return iter((made,)) if isinstance(made, np.ndarray) else made
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures, or frames, that `sample` gives; a first stage's have colours."""
+        stage = self.engine.structure.shape.first_stage
+        return self.engine.latent_channels if stage is None else 3
 
     @property
     def makes_videos(self) -> bool:
@@ -172,7 +184,8 @@ def _load(
             raise UserError(
                 f'{path}: the config is of {config.model.name!r}; give that of a diffusion model'
             )
-        config.model.update(checkpoint=str(path), first_stage_checkpoint='', from_scratch=False)
+        # A first stage of its own goes before the checkpoint's, as in training.
+        config.model.update(checkpoint=str(path), from_scratch=False)
     if dtype is not None:
         precision.compute_in(config, dtype)
     engine = build(config, sampling=True)

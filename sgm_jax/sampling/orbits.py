@@ -12,7 +12,14 @@ import numpy as np
 from sgm_jax.conditioning import cameras
 from sgm_jax.engines.tasks import CAMERAS, conditioning_frames
 from sgm_jax.errors import UserError
-from sgm_jax.sampling.inputs import Image, at_least_one, each, not_negative, to_float
+from sgm_jax.sampling.inputs import (
+    Image,
+    at_least_one,
+    check_seed,
+    each,
+    not_negative,
+    to_float,
+)
 from sgm_jax.sampling.subjects import prepare
 from sgm_jax.sampling.videos import draw
 
@@ -79,6 +86,7 @@ def sample_orbits(
         fps=pick(fps, 'fps'),
     )
     at_least_one(**numbers)
+    check_seed(seed)
     aug, overlap = pick(cond_aug, 'cond_aug'), pick(decode_overlap, 'decode_overlap')
     not_negative(cond_aug=aug, decode_overlap=overlap)
     path = _path(model, frames, elevations, azimuths, orbit, seed)

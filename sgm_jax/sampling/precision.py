@@ -17,8 +17,10 @@ def compute_in(config: ml_collections.ConfigDict, dtype: str) -> None:
     """Makes a config's network and text encoders compute in it.
 
     Raises:
-      UserError: a dtype that is none of DTYPES.
+      UserError: a dtype that is none of DTYPES, or the config is of a first stage, which keeps its own.
     """
+    if config.model.name != 'diffusion':
+        raise UserError('dtype: a first stage is held in its own; leave --dtype out')
     if dtype not in DTYPES:
         raise UserError(f'unknown dtype {dtype!r}; choose one of: {", ".join(DTYPES)}')
     config.model.network.dtype = dtype

@@ -12,7 +12,14 @@ import numpy as np
 from sgm_jax.engines.structure import to_uint8
 from sgm_jax.engines.tasks import conditioning_frames
 from sgm_jax.errors import UserError
-from sgm_jax.sampling.inputs import Image, at_least_one, not_negative, read_images, to_float
+from sgm_jax.sampling.inputs import (
+    Image,
+    at_least_one,
+    check_seed,
+    not_negative,
+    read_images,
+    to_float,
+)
 
 if TYPE_CHECKING:
     from sgm_jax.engines import DiffusionEngine
@@ -74,6 +81,7 @@ def sample_videos(
         fps=pick(fps, 'fps'),
     )
     at_least_one(**numbers)
+    check_seed(seed)
     overlap = pick(decode_overlap, 'decode_overlap')
     not_negative(decode_overlap=overlap)
     motion, aug = pick(motion_bucket, 'motion_bucket'), pick(cond_aug, 'cond_aug')

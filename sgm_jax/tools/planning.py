@@ -149,8 +149,6 @@ def plan_sampling(
     place = hold = lambda tree: _placed(tree, sharding)
     if dtype is not None:
         config = ml_collections.ConfigDict(config.to_dict())
-        if config.model.name != 'diffusion':
-            raise UserError('dtype: a first stage is held in its own; leave --dtype out')
         precision.compute_in(config, dtype)
     with target(topology.platform, topology.kind):
         engine = build_engine(config, sampling=True)
