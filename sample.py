@@ -22,7 +22,7 @@ REFINER = flags.DEFINE_string('refiner', None, 'a checkpoint that takes the last
 DTYPE = flags.DEFINE_string('dtype', None, 'float32, bfloat16 or float16, but for the first stage')
 MESH = flags.DEFINE_string('mesh', None, 'several devices: data=2,fsdp=-1,context=2')
 CACHE = flags.DEFINE_bool('cache', True, 'keep compiled programs for the next start')
-WATERMARK = flags.DEFINE_bool('watermark', False, 'an invisible mark on pictures')
+WATERMARK = flags.DEFINE_bool('watermark', False, 'an invisible mark on pictures and frames')
 OPTIONS = (
     # Pictures.
     flags.DEFINE_string('prompt', None, 'what is to be seen'),

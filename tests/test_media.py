@@ -182,6 +182,51 @@ def test_unreadable_video_is_one_line(tmp_path):
         assert '\n' not in str(error.value)
 
 
+def test_frames_without_time_are_ten_a_second(tmp_path):
+    images = [Image.fromarray(frame) for frame in _moving(3)]
+    for name in ('a.gif', 'a.webp'):
+        images[0].save(tmp_path / name, save_all=True, append_images=images[1:], duration=0)
+        frames, fps = media.read_video(tmp_path / name)
+        assert (len(frames), fps) == (3, 10)
+
+
+def test_what_a_format_cannot_hold_is_one_line(tmp_path):
+    for name, width in (('a.webp', 16384), ('a.jpg', 65501)):
+        with pytest.raises(
+            UserError, match=rf'{name}: cannot be written as \{name[1:]} \('
+        ) as error:
+            media.write_image(tmp_path / name, np.zeros((1, width, 3), np.uint8))
+        assert '\n' not in str(error.value)
+    for name in ('a.gif', 'a.webp'):
+        with pytest.raises(UserError, match=f'{name}: cannot be written as'):
+            media.write_video(tmp_path / name, np.zeros((2, 1, 65536, 3), np.uint8), 7)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_grid_is_as_small_as_any_format_holds(tmp_path):
+    assert media.cell_of(15, (1024, 1024)) == (1024, 1024)
+    height, width = media.cell_of(1000, (1024, 768))
+    tile = media.smaller(_quarters(1024, 768), (height, width))
+    assert tile[2, 2].tolist() == list(RED)
+    assert media.smaller(tile[..., :1], (8, 6)).shape == (8, 6, 1)
+    # As many rows and columns as of the whole pictures.
+    shape = media.grid(np.zeros((1000, 4, 3, 1), np.uint8)).shape
+    rows, columns = shape[0] // 4, shape[1] // 3
+    assert 16300 < max(rows * height, columns * width) <= 16383
+
+
+@pytest.mark.parametrize('name', ['file/a.png', 'file/deep/a.png', 'folder'])
+def test_places_where_nothing_can_be_written(tmp_path, name):
+    (tmp_path / 'file').write_text('in the way')
+    (tmp_path / 'folder').mkdir()
+    media.check_place(tmp_path / 'new' / 'folder' / 'a.png')
+    with pytest.raises(
+        UserError, match=r'choose another path|is a folder; give the name of a file'
+    ):
+        media.check_place(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ['file', 'folder']
+
+
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / 'file').write_text('in the way')
     with pytest.raises(UserError, match=r'a\.png: cannot be written'):

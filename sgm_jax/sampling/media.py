@@ -9,6 +9,8 @@ import json
 import math
 import os
 import pathlib
+import struct
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -27,6 +29,10 @@ IMAGE_SUFFIXES = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP
 CRF = 17
 _BT709 = 1  # of ITU-T H.273: primaries, transfer and matrix alike
 _LIMITED = 1
+# Pixels along a side of a grid: as many as a .webp holds.
+LARGEST_GRID = 16383
+# What encoders raise, such as for pictures that are larger than their format holds.
+_NOT_ENCODED = (av.FFmpegError, OSError, OverflowError, RuntimeError, ValueError, struct.error)
 _PIL_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 PathLike = str | pathlib.Path
@@ -179,7 +185,8 @@ def write_image(
     path = pathlib.Path(path).expanduser()
     check_image_suffix(path)
     image = image[..., 0] if image.shape[-1] == 1 else image
-    _write_whole(path, _encode_image(image, IMAGE_SUFFIXES[path.suffix.lower()], settings))
+    encoding = IMAGE_SUFFIXES[path.suffix.lower()]
+    _write_whole(path, lambda: _encode_image(image, encoding, settings))
 
 
 def read_settings(path: PathLike) -> dict[str, Any]:
@@ -219,7 +226,7 @@ def write_video(path: PathLike, frames: np.ndarray, fps: float, *, crf: int = CR
       crf: H.264's quality, 0 (lossless) to 51.
 
     Raises:
-      UserError: an unknown suffix, or the file cannot be written.
+      UserError: an unknown suffix, or the file cannot be written, or its format has no such frames.
     """
     path = pathlib.Path(path).expanduser()
     frames = np.asarray(frames)
@@ -232,7 +239,7 @@ def write_video(path: PathLike, frames: np.ndarray, fps: float, *, crf: int = CR
         '.webp': lambda: _encode_webp(frames, fps),
         '.png': lambda: _encode_image(strip(frames), 'PNG'),
     }
-    _write_whole(path, encoders[path.suffix.lower()]())
+    _write_whole(path, encoders[path.suffix.lower()])
 
 
 def check_video_suffix(path: PathLike) -> None:
@@ -315,7 +322,29 @@ def _encode_image(
     return buffer.getvalue()
 
 
-def _write_whole(path: pathlib.Path, data: bytes) -> None:
+def check_place(path: PathLike) -> None:
+    """Raises a UserError if no file can be written there: before the work that makes it, not after it."""
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f'{path} is a folder; give the name of a file')
+    # Folders that are missing are made when it is written.
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f'{path}: cannot be written ({folder}: {error.strerror or error}); choose another path'
+        ) from error
+
+
+def _write_whole(path: pathlib.Path, encode: Callable[[], bytes]) -> None:
+    try:
+        data = encode()
+    except _NOT_ENCODED as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f'{path}: cannot be written as {path.suffix} ({reason}); choose another suffix, or a smaller size'
+        ) from error
     try:
         with whole(path) as file:
             file.write(data)
@@ -353,7 +382,8 @@ def _read_animation(path: pathlib.Path) -> tuple[np.ndarray, float]:
         for index in range(image.n_frames):
             image.seek(index)
             frames.append(np.asarray(image.convert('RGB')))
-            milliseconds += image.info.get('duration', 100)
+            # Frames that are given no time are shown as browsers do, ten a second.
+            milliseconds += image.info.get('duration') or 100
     return np.stack(frames), 1000 * len(frames) / milliseconds
 
 
@@ -366,9 +396,27 @@ def grid(images: np.ndarray | Sequence[np.ndarray], columns: int | None = None) 
     """Images (b, h, w, 3) in rows, left to right, as square as they go; the places left over are white."""
     images = np.stack(list(images))
     count, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(count * height / width))
+    columns = columns or _columns(count, (height, width))
     rows = math.ceil(count / columns)
     cells = np.full((rows * columns, height, width, channels), 255, images.dtype)
     cells[:count] = images
     cells = cells.reshape(rows, columns, height, width, channels)
     return cells.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
+
+
+def _columns(count: int, size: tuple[int, int]) -> int:
+    return math.ceil(math.sqrt(count * size[0] / size[1]))
+
+
+def cell_of(count: int, size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) of each of `count` pictures of `size` in a grid of at most LARGEST_GRID."""
+    columns = _columns(count, size)
+    longest = max(math.ceil(count / columns) * size[0], columns * size[1])
+    return tuple(max(1, side * LARGEST_GRID // max(longest, LARGEST_GRID)) for side in size)
+
+
+def smaller(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (h, w, c) made as small as `size`, each pixel the mean of those it stands for."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).reshape(*size, -1)

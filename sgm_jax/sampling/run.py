@@ -1,8 +1,9 @@
 """sample.py behind its flags."""
 
+import contextlib
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from sgm_jax.errors import UserError
 from sgm_jax.parallel import cache, memory
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.sampling import media, watermark
-from sgm_jax.sampling.inputs import numbers, read_prompts
+from sgm_jax.sampling.inputs import check_seed, numbers, read_prompts
 from sgm_jax.sampling.subjects import list_pictures
 
 LOG = logging.getLogger(__name__)
@@ -20,6 +21,9 @@ SMALLER = (
     'give fewer or smaller pictures, decode fewer at once (--decode_chunk=1), hold the weights in half '
     '(--dtype=bfloat16), or sample over several devices (--mesh context=4)'
 )
+
+# What is done to pictures before they are written.
+Finish = Callable[[np.ndarray], np.ndarray]
 
 
 @memory.or_else(SMALLER)
@@ -46,12 +50,15 @@ def run(
             raise UserError(f'give --{name}; --help lists the flags')
     # Before the work, not after it.
     media.check_suffix(output)
+    media.check_place(output)
     if options.get('image'):
         options['image'] = list_pictures(options['image'])
         for picture in options['image']:
             media.read_rgba(picture)
     else:
         options.pop('image', None)  # an empty word names no picture
+    # A folder's videos have seeds one after the other.
+    check_seed(options.get('seed') or 0, len(options.get('image', [output])))
     for name in ('elevations', 'azimuths'):
         options[name] = numbers(name, options.get(name))
     if prompts:
@@ -75,17 +82,26 @@ def run(
         media.check_video_suffix(output)
     else:
         media.check_image_suffix(output)
+    if mark:
+        _check_mark(model, given)
+    finish = watermark.mark if mark else lambda images: images
     if model.makes_videos:
-        _videos(model, pathlib.Path(output), given)
+        _videos(model, pathlib.Path(output), given, finish)
     else:
         if 'image' in given:
             given['image'] = _one(given['image'])
-        found = _sample(model, given)
-        found = watermark.mark(found) if mark else found
         # The refiner's path, not the loaded model.
         settings = {**given, 'checkpoint': checkpoint, 'refiner': refiner, 'dtype': dtype}
-        _write_images(pathlib.Path(output), found, settings)
+        _pictures(model, pathlib.Path(output), given, settings, finish)
     return 0
+
+
+def _check_mark(model: Any, given: Mapping[str, Any]) -> None:
+    from sgm_jax.sampling.images import size_of
+
+    told = ('height', 'width', 'aspect', 'refiner')
+    size = size_of(model, **{name: given[name] for name in told if name in given})
+    watermark.check_size(*size, model.channels)
 
 
 def _log_devices(model: Any) -> None:
@@ -94,25 +110,35 @@ def _log_devices(model: Any) -> None:
     LOG.info('mesh: %s; %.2f GiB of weights on each of %d devices', axes, held / 2**30, mesh.size)
 
 
-def _sample(model: Any, given: Mapping[str, Any]) -> np.ndarray:
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
     with tqdm(desc='sample', unit='call', delay=0.5) as bar:  # no bar above an early error
 
         def progress(done: int, calls: int) -> None:
             bar.total = calls
             bar.update(done - bar.n)
 
-        return model.sample(progress=progress, **given)
+        yield progress
 
 
-def _videos(model: Any, output: pathlib.Path, given: Mapping[str, Any]) -> None:
+def _videos(model: Any, output: pathlib.Path, given: Mapping[str, Any], finish: Finish) -> None:
     """One video for each picture, one after the other, named after them if there are several."""
     pictures, fps = given['image'], given.get('fps') or model.engine.sampling.fps
-    for index, picture in enumerate(pictures):
+    for index, (picture, path) in enumerate(zip(pictures, _named(output, pictures), strict=True)):
         own = {'image': picture, 'seed': given.get('seed', 0) + index}
-        path = output
-        if len(pictures) > 1:
-            path = output.with_name(f'{output.stem}-{picture.stem}{output.suffix}')
-        _write_video(str(path), _sample(model, {**given, **own})[0], fps)
+        with _bar() as progress:
+            (videos,) = model.sample_batches(progress=progress, **{**given, **own})
+        _write_video(str(path), finish(videos[0]), fps)
+
+
+def _named(output: pathlib.Path, pictures: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """A file for each picture, no two of one name."""
+    if len(pictures) == 1:
+        return [output]
+    words = [picture.stem for picture in pictures]
+    if len(set(words)) < len(words):
+        words = [picture.name for picture in pictures]  # chair.png and chair.jpg
+    return [output.with_name(f'{output.stem}-{word}{output.suffix}') for word in words]
 
 
 def _one(pictures: list[pathlib.Path]) -> str:
@@ -129,29 +155,57 @@ def _write_video(output: str, frames: np.ndarray, fps: float) -> None:
     LOG.info('wrote %s: %d frames of %dx%d', output, count, height, width)
 
 
-def _write_images(path: pathlib.Path, images: np.ndarray, settings: Mapping[str, Any]) -> None:
-    """One picture under its name; several as a grid, and each of them numbered beside it."""
-    settings = {name: value for name, value in settings.items() if value is not None}
-    prompts = settings.get('prompt')
-    seed, each = settings.get('seed', 0), len(images)
-    if isinstance(prompts, list):
-        each = len(images) // len(prompts)
-    told = lambda index: {
-        **{
-            k: v if isinstance(v, (int, float, list, tuple)) else str(v)
-            for k, v in settings.items()
-        },
-        **({'prompt': prompts[index // each]} if isinstance(prompts, list) else {}),
-        'seed': seed + index,
-    }
-    height, width = images.shape[1:3]
-    if len(images) == 1:
-        media.write_image(path, images[0], settings=told(0))
+def _pictures(
+    model: Any,
+    path: pathlib.Path,
+    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    finish: Finish,
+) -> None:
+    """One picture under its name; several each numbered as soon as it is made, and at last as a grid."""
+    count, kept = _count(given), []
+    with _bar() as progress:
+        for images in model.sample_batches(progress=progress, **given):
+            size = images.shape[1:3]
+            cell = media.cell_of(count, size)
+            for image in finish(images):
+                _write_one(path, image, len(kept), count, settings)
+                kept.append(media.smaller(image, cell))
+    height, width = size
+    if count == 1:
         LOG.info('wrote %s: %dx%d', path, height, width)
         return
-    digits = len(str(len(images) - 1))
-    for index, image in enumerate(images):
-        numbered = path.with_name(f'{path.stem}-{index:0{digits}}{path.suffix}')
-        media.write_image(numbered, image, settings=told(index))
-    media.write_image(path, media.grid(images), settings={**told(0), 'seed': seed})
-    LOG.info('wrote %s and, beside it, %d pictures of %dx%d', path, len(images), height, width)
+    if cell != size:
+        LOG.info(
+            'pictures of the grid are %dx%d, for it to have %d pixels along a side at most',
+            *cell,
+            media.LARGEST_GRID,
+        )
+    media.write_image(path, media.grid(kept), settings=_told(settings, 0, count))
+    LOG.info('wrote %s and, beside it, %d pictures of %dx%d', path, count, height, width)
+
+
+def _count(given: Mapping[str, Any]) -> int:
+    wished = given.get('prompt', given.get('cls'))
+    return given.get('count', 1) * (len(wished) if isinstance(wished, list) else 1)
+
+
+def _write_one(
+    path: pathlib.Path, image: np.ndarray, index: int, count: int, settings: Mapping[str, Any]
+) -> None:
+    if count > 1:
+        path = path.with_name(f'{path.stem}-{index:0{len(str(count - 1))}}{path.suffix}')
+    media.write_image(path, image, settings=_told(settings, index, count))
+
+
+def _told(settings: Mapping[str, Any], index: int, count: int) -> dict[str, Any]:
+    """What one of the pictures was made with, its own prompt and seed among it."""
+    told = {
+        name: value if isinstance(value, (int, float, list, tuple)) else str(value)
+        for name, value in settings.items()
+        if value is not None
+    }
+    prompts = told.get('prompt')
+    if isinstance(prompts, list):
+        told['prompt'] = prompts[index * len(prompts) // count]
+    return {**told, 'seed': told.get('seed', 0) + index}

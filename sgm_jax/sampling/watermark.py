@@ -1,4 +1,4 @@
-"""An invisible watermark on pictures, the one that sgm's demos write: it says that a model made them."""
+"""An invisible watermark on pictures and frames, the one of sgm's demos: it says that a model made them."""
 
 import importlib.util
 
@@ -22,6 +22,15 @@ def check_installed() -> None:
         )
 
 
+def check_size(height: int, width: int, channels: int) -> None:
+    """Raises a UserError for pictures that cannot hold a mark."""
+    if height * width < _SMALLEST**2 or channels != 3:
+        raise UserError(
+            f'pictures of {height}x{width} with {channels} channels cannot hold a watermark; it needs '
+            f'{_SMALLEST}x{_SMALLEST} in colour; leave out --watermark'
+        )
+
+
 def mark(images: np.ndarray) -> np.ndarray:
     """uint8 pictures (n, h, w, 3) with the mark in them.
 
@@ -29,12 +38,7 @@ def mark(images: np.ndarray) -> np.ndarray:
       UserError: the library is not installed, or the pictures are too small to hold a mark.
     """
     check_installed()
-    height, width, channels = images.shape[1:]
-    if height * width < _SMALLEST**2 or channels != 3:
-        raise UserError(
-            f'pictures of {height}x{width} with {channels} channels cannot hold a watermark; it needs '
-            f'{_SMALLEST}x{_SMALLEST} in colour; leave out --watermark'
-        )
+    check_size(*images.shape[1:])
     from imwatermark import WatermarkEncoder
 
     encoder = WatermarkEncoder()
