@@ -1,5 +1,6 @@
 """Files of published weights: what is in them by sgm's names, how much memory that takes, what is refused."""
 
+import json
 import os
 import subprocess
 import sys
@@ -196,6 +197,43 @@ def test_torch_files_with_code_or_without_weights_are_refused(tmp_path, monkeypa
     torch_archives.save(path, {'epoch': 3}, monkeypatch)
     with pytest.raises(UserError, match=r'a\.ckpt holds no state dict'):
         open_tensors(path)
+
+
+@pytest.mark.parametrize('module', ['pytorch_lightning', 'lightning.pytorch'])
+def test_a_file_that_lists_its_callbacks_by_class_is_read(module, tmp_path, monkeypatch):
+    path, module = tmp_path / 'a.ckpt', f'{module}.callbacks.model_checkpoint'
+    cls = type('ModelCheckpoint', (), {'__module__': module})
+    parts = module.split('.')
+    with monkeypatch.context() as patch:
+        for depth in range(1, len(parts) + 1):
+            name = '.'.join(parts[:depth])
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        sys.modules[module].ModelCheckpoint = cls
+        best = {'monitor': 'val/loss', 'best_model_score': np.zeros(3, np.float32)}
+        torch_archives.save(path, {'callbacks': {cls: best}, 'state_dict': MODEL}, monkeypatch)
+        torch_archives.save(tmp_path / 'b.ckpt', {'callbacks': cls()}, monkeypatch)
+    assert_same(open_tensors(path), MODEL)
+    # The class stands for nothing: an object of it is not made.
+    with pytest.raises(UserError, match=r'b\.ckpt (holds|is not a whole file)'):
+        open_tensors(tmp_path / 'b.ckpt')
+    assert parts[0] not in sys.modules
+
+
+@pytest.mark.parametrize('dtype', ['F4', 'F8_E8M0'])
+def test_numbers_of_an_unknown_kind_are_named(dtype, tmp_path):
+    text = json.dumps({'a': {'dtype': dtype, 'shape': [2], 'data_offsets': [0, 2]}}).encode()
+    path = tmp_path / 'a.safetensors'
+    path.write_bytes(len(text).to_bytes(8, 'little') + text + bytes(2))
+    with pytest.raises(UserError, match=rf'a\.safetensors: a is {dtype}, which is not read here'):
+        open_tensors(path)
+
+
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    safetensors_files.write('~/new/a.safetensors', MODEL)
+    assert_same(open_tensors(tmp_path / 'new' / 'a.safetensors'), MODEL)
+    assert not (tmp_path / '~').exists()
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):

@@ -36,6 +36,8 @@ _DTYPES = {
     'U8': np.uint8,
     'BOOL': np.bool_,
 }
+# What the format has besides: parts of a byte, scales of their own, complex numbers.
+_OTHERS = ('F4', 'F6_E2M3', 'F6_E3M2', 'F8_E8M0', 'F8_E4M3FNUZ', 'F8_E5M2FNUZ', 'C64')
 _DTYPES = {name: np.dtype(dtype) for name, dtype in _DTYPES.items()}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # as the package has it
@@ -48,14 +50,17 @@ def read(path: str | pathlib.Path) -> Tensors:
     """All tensors of a file under the names that it has for them.
 
     Raises:
-      UserError: the file is missing, damaged or cut short.
+      UserError: the file is missing, damaged or cut short, or has numbers of a kind that is not read.
     """
     if not pathlib.Path(path).is_file():
         raise UserError(f'there is no checkpoint file {path}')
     try:
         file = ByteRanges(path)
         header, start = _header(file)
+        _check_dtypes(path, header)
         return Tensors({k: _lazy(file, start, v) for k, v in header.items()}, str(path))
+    except UserError:
+        raise
     except _DAMAGED as error:
         said = str(error).replace('\n', ' ') or type(error).__name__
         raise UserError(
@@ -75,6 +80,15 @@ def _header(file: ByteRanges) -> tuple[dict, int]:
     return header, 8 + length
 
 
+def _check_dtypes(path: str | pathlib.Path, header: Mapping) -> None:
+    for name, entry in header.items():
+        if entry['dtype'] in _OTHERS:
+            raise UserError(
+                f'{path}: {name} is {entry["dtype"]}, which is not read here (a quantized model?); give one '
+                f'with weights in {", ".join(k for k in _DTYPES if "F" in k)}'
+            )
+
+
 def _lazy(file: ByteRanges, start: int, entry: Mapping) -> Lazy:
     dtype, shape = _DTYPES[entry['dtype']], tuple(map(int, entry['shape']))
     begin, end = entry['data_offsets']
@@ -92,7 +106,7 @@ def write(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    lazies = Tensors.of(tensors).lazies
+    path, lazies = pathlib.Path(path).expanduser(), Tensors.of(tensors).lazies
     # Wide types first: so all begin where their types may.
     order = sorted(lazies, key=lambda name: (-lazies[name].dtype.itemsize, name))
     header, offset = {'__metadata__': {'format': 'pt'}}, 0

@@ -31,6 +31,14 @@ _STORAGES = {
     'ByteStorage': np.uint8,
     'BoolStorage': np.bool_,
 }
+# Lightning keeps what its callbacks know by their classes (Stable Diffusion 1.4 and 1.5): here by a word,
+# which nothing can be made or called of.
+_CHECKPOINT = 'ModelCheckpoint'
+_CLASSES = (
+    f'pytorch_lightning.callbacks.model_checkpoint.{_CHECKPOINT}',
+    f'pytorch_lightning.callbacks.pt_callbacks.{_CHECKPOINT}',
+    f'lightning.pytorch.callbacks.model_checkpoint.{_CHECKPOINT}',
+)
 # What opens a file of torch.save before version 1.6, and the version of its layout.
 _MAGIC, _LAYOUT = 0x1950A86A20F9469CFC6C, 1001
 # What a damaged file, or one that is none of ours, makes the readers raise.
@@ -156,6 +164,7 @@ class _Tensors(Reader):
             'torch._utils._rebuild_parameter': self._parameter,
             'torch.Size': self._size,
             **{f'torch.{name}': name for name in _STORAGES},
+            **dict.fromkeys(_CLASSES, _CHECKPOINT),
         }
         super().__init__(file, path, known)
         self._find, self._storages = find, {}
