@@ -1,6 +1,7 @@
 """Weights through every kind of file, by the functions and by the command line."""
 
 import json
+import logging
 import os
 import pathlib
 import re
@@ -18,7 +19,18 @@ import sgm_jax
 from sgm_jax.config import load_config
 from sgm_jax.engines import build
 from sgm_jax.errors import UserError
-from sgm_jax.interop import checkpoint_files, open_tensors, to_sgm, workdir_files, write_sgm
+from sgm_jax.interop import (
+    checkpoint_files,
+    diffusers_configs,
+    open_tensors,
+    to_sgm,
+    workdir_files,
+    write_diffusers,
+    write_sgm,
+)
+from sgm_jax.interop.diffusers_configs import Hints
+from sgm_jax.interop.diffusers_files import plan
+from sgm_jax.interop.tensors import Lazy, Tensors
 from sgm_jax.tools import conversions
 from sgm_jax.tools import convert as convert_tool
 from sgm_jax.training.loop import train
@@ -202,8 +214,6 @@ def test_files_on_the_hub_stay_so_in_a_workdir(frozen_config, tmp_path):
 
 
 def test_numbers_that_do_not_fit_a_type_are_named():
-    from sgm_jax.interop.tensors import Tensors
-
     tensors = Tensors.of({'big': np.array([1e5], np.float32), 'count': np.array([3])})
     with pytest.raises(
         UserError, match='big has numbers too large for float16; use --dtype=bfloat16'
@@ -225,6 +235,60 @@ def test_what_a_config_tells_a_diffusers_folder(frozen_config):
     config = frozen_config.copy_and_resolve_references()
     config.model.denoiser.scaling = {'name': 'v'}
     assert conversions.hints_of(config)['prediction_type'] == 'v_prediction'
+
+
+@pytest.mark.parametrize(
+    ('manifest', 'variant', 'said', 'size', 'prediction'),
+    [
+        ('sd_2_1', None, r'512x512, .*for 768-v, .* configs/sd21.py:768v', 64, 'epsilon'),
+        ('sd_2_1', 'sd21.py:768v', '', 96, 'v_prediction'),
+        (
+            'sd_xl_base',
+            None,
+            r'SDXL base; for SDXL-Turbo, .* configs/sdxl_turbo.py',
+            128,
+            'epsilon',
+        ),
+        ('sd_xl_base', 'sdxl_turbo.py', '', 64, 'epsilon'),
+        ('sd_xl_refiner', None, '', 128, 'epsilon'),
+        ('svd', None, r'14 frames; for SVD-XT of 25, .* configs/svd.py:xt', 96, 'v_prediction'),
+    ],
+)
+def test_a_folder_says_what_sample_py_takes_its_file_for(
+    manifest, variant, said, size, prediction, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger('sgm_jax'), 'propagate', True)
+    tensors = Tensors(
+        {
+            name: Lazy(tuple(shape), np.dtype(np.float16), None)
+            for name, shape in golden.manifest(manifest).items()
+        },
+        'a.safetensors',
+    )
+    config = variant and load_config(f'configs/{variant}')
+    source = conversions.Source(
+        tensors=tensors, path=pathlib.Path('a.safetensors'), base='', config=config
+    )
+    with caplog.at_level(logging.INFO, 'sgm_jax'):
+        hints = conversions.hints_for(source)
+    assert bool(caplog.text) == bool(said)
+    assert re.search(said, caplog.text)
+    layout, plans, _ = plan(tensors, hints)
+    unet = next(config for part, _, config in plans if part.folder == 'unet')
+    assert unet['sample_size'] == size
+    schedule = diffusers_configs.scheduler(layout, Hints(**hints))
+    assert schedule['prediction_type'] == prediction
+
+
+def test_a_folder_keeps_what_it_said(tmp_path):
+    hints = dict(num_head_channels=1, text_head_width=1, prediction_type='v_prediction')
+    write_diffusers(tmp_path / 'a', shrunk.checkpoint('sd_2_1'), hints={**hints, 'sample_size': 96})
+    source = conversions.open_source(tmp_path / 'a')
+    assert conversions.hints_for(source) == {
+        'prediction_type': 'v_prediction',
+        'sample_size': 96,
+        'scale_factor': 0.18215,
+    }
 
 
 @pytest.fixture(scope='module')

@@ -237,7 +237,7 @@ def test_there_and_back_bit_for_bit(folders, model):
     [
         ('sd_xl_base', 'StableDiffusionXLPipeline', 'epsilon', {'tokenizer', 'tokenizer_2'}),
         ('sd_xl_refiner', 'StableDiffusionXLImg2ImgPipeline', 'epsilon', {'text_encoder'}),
-        ('sd_2_1', 'StableDiffusionPipeline', 'v_prediction', {'tokenizer', 'safety_checker'}),
+        ('sd_2_1', 'StableDiffusionPipeline', 'epsilon', {'tokenizer', 'safety_checker'}),
         ('svd', 'StableVideoDiffusionPipeline', 'v_prediction', set()),
     ],
 )

@@ -43,8 +43,9 @@ class Hints:
     sample_size: int | None = None
 
 
-_PREDICTION = {'sd2': 'v_prediction', 'svd': 'v_prediction'}
-_SIZE = {'sd1': 64, 'svd': 96, 'sd2': 96}
+# Of SD 2's two models with the same tensors those of 512, as configs/sd21.py has them.
+_PREDICTION = {'svd': 'v_prediction'}
+_SIZE = {'sd1': 64, 'svd': 96, 'sd2': 64}
 _SCALE = {'sdxl': 0.13025, 'refiner': 0.13025}
 _PIPELINE = {
     'sd1': 'StableDiffusionPipeline',

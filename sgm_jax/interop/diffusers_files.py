@@ -59,6 +59,21 @@ def read(folder: str | pathlib.Path) -> Tensors:
         raise UserError(f'{folder} has no tensor for {error.args[0]}') from error
 
 
+def hints_of(folder: str | pathlib.Path) -> dict[str, Any]:
+    """What a folder's own files say that shapes don't, as `Hints`."""
+    folder, hints = pathlib.Path(folder), {}
+    for name, file, field in (
+        ('prediction_type', 'scheduler/scheduler_config.json', 'prediction_type'),
+        ('sample_size', f'unet/{CONFIG}', 'sample_size'),
+        ('num_frames', f'unet/{CONFIG}', 'num_frames'),
+        ('scale_factor', f'vae/{CONFIG}', 'scaling_factor'),
+    ):
+        value = _json(folder / file).get(field) if (folder / file).is_file() else None
+        if value is not None:
+            hints[name] = value
+    return hints
+
+
 def _constant(name: str) -> bool:
     return name.endswith('position_ids')
 

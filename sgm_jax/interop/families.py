@@ -23,6 +23,21 @@ PICTURES = {
 VIDEOS = {768: SVD, 256: Family('SV3D_u', 'sv3d.py:u'), 1280: Family('SV3D_p', 'sv3d.py:p')}
 # Without such a vector: by the width of the text's tokens.
 TEXTS = {1024: Family('Stable Diffusion 2', 'sd21.py'), 768: Family('Stable Diffusion 1')}
+# Published models that have the same tensors, by the config that is taken: (it, the other, the other's).
+ALIKE = {
+    'svd.py': ('Stable Video Diffusion of 14 frames', 'SVD-XT of 25', 'svd.py:xt'),
+    'svd.py:image_decoder': (
+        'Stable Video Diffusion of 14 frames',
+        'SVD-XT of 25',
+        'svd.py:xt_image_decoder',
+    ),
+    'sdxl_base.py': ('SDXL base', 'SDXL-Turbo', 'sdxl_turbo.py'),
+    'sd21.py': (
+        'Stable Diffusion 2 of 512x512, which predicts the noise',
+        '768-v',
+        'sd21.py:768v',
+    ),
+}
 # By the channels that the network takes in, where these are more than a picture's latents.
 _TASKS = {5: 'depth', 7: 'upscaling', 9: 'inpainting'}
 # What else there is, by a part of a name that nothing else has.

@@ -13,9 +13,17 @@ from sgm_jax.config import plain
 from sgm_jax.engines import DiffusionEngine, Engine, build
 from sgm_jax.engines.structure import has_path
 from sgm_jax.errors import UserError
-from sgm_jax.interop import checkpoint_files, hub, open_tensors, sgm, workdir_files
+from sgm_jax.interop import (
+    checkpoint_files,
+    diffusers_files,
+    hub,
+    open_tensors,
+    sgm,
+    workdir_files,
+)
 from sgm_jax.interop.tensors import Lazy, Tensors, held, is_float
 from sgm_jax.networks.layers import Buffer
+from sgm_jax.sampling.recognise import known_config
 from sgm_jax.training.workdir import open_workdir
 
 _STAGE = 'first_stage_model.'
@@ -162,6 +170,16 @@ def check_place(output: pathlib.Path, *, folder: bool) -> None:
         raise UserError(f'{output} is a folder; give the name of a file')
 
 
+def hints_for(source: Source) -> dict[str, Any]:
+    """What a diffusers folder is to say of weights that shapes don't.
+
+    By their config; without one what their own folder says, or the config that sample.py takes for them.
+    """
+    if source.config is None and diffusers_files.is_folder(source.path):
+        return diffusers_files.hints_of(source.path)
+    return hints_of(source.config or known_config(source.tensors))
+
+
 def hints_of(config: ml_collections.ConfigDict | None) -> dict[str, Any]:
     """What a diffusers folder says that shapes don't, from a config; nothing without one."""
     if config is None:
@@ -177,6 +195,11 @@ def hints_of(config: ml_collections.ConfigDict | None) -> dict[str, Any]:
     frames = model.get('task', {}).get('num_frames')
     if frames:
         hints['num_frames'] = frames
+    sample, stage = plain(config.get('sample', {})), model.get('first_stage', {})
+    levels = stage.get('ddconfig', {}).get('ch_mult')
+    # One number in theirs: of clips, which are wider than high, the published one stays.
+    if levels and sample.get('height') and sample['height'] == sample.get('width'):
+        hints['sample_size'] = sample['height'] // 2 ** (len(levels) - 1)
     scaling = model.get('denoiser', {}).get('scaling', {}).get('name')
     predicted = {'eps': 'epsilon', 'v': 'v_prediction'}.get(scaling)
     if predicted:

@@ -60,7 +60,7 @@ def main() -> int:
         if kind == 'sgm':
             write_sgm(output, tensors)
         else:
-            write_diffusers(output, tensors, hints=conversions.hints_of(source.config))
+            write_diffusers(output, tensors, hints=conversions.hints_for(source))
     print(f'wrote {output}: {len(source.tensors)} tensors of {FLAGS.input}')
     return 0
 
