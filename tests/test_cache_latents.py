@@ -1,5 +1,9 @@
 """Caches of what frozen encoders make: the same latents and losses, restarts, other encoders."""
 
+import re
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -204,6 +208,43 @@ def test_dropped_prompts_become_the_empty_prompt(folder, tmp_path):
     far = lambda i, x: np.abs(told[i] - x[i]).max()
     dropped = [bool(far(i, empty) < far(i, embedded)) for i in range(4)]
     assert 0 < sum(dropped) < 4
+
+
+# A process that may write no more than 4 kB to a file, as on a disk that is nearly full.
+FULL = """
+import pathlib, resource, sys
+import numpy as np
+from sgm_jax.errors import UserError
+from sgm_jax.tools import cache_latents
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+noise = np.random.default_rng(0).normal(size=(8, 100_000))
+try:
+    made = ({'moments': one} for one in noise)
+    cache_latents._write(pathlib.Path(sys.argv[1]), 'train', 0, 1, made)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_place_without_room_is_a_line(config, tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    with pytest.raises(UserError, match=r'deep: cannot be written \(Not a directory\); free some'):
+        make(config, tmp_path / 'file' / 'deep')
+    done = subprocess.run(
+        [sys.executable, '-c', FULL, tmp_path], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.match(rf'{tmp_path}/.*: cannot be written \(.*\); free some space', done.stdout)
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+    def broken():
+        yield {'moments': np.zeros(3)}
+        raise RuntimeError('the encoder broke')
+
+    # What is no matter of the place is not said to be one.
+    with pytest.raises(RuntimeError, match='the encoder broke'):
+        cache_latents._write(tmp_path, 'train', 0, 1, broken())
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
 def test_models_without_anything_to_keep_are_refused(tmp_path):

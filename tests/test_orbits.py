@@ -39,6 +39,35 @@ def folder(tmp_path_factory) -> pathlib.Path:
     return path
 
 
+# A process that may write no more than a few bytes to a file, as on a disk that is full.
+FULL = """
+import resource, sys
+from sgm_jax import cli
+from sgm_jax.tools import render_orbits
+resource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))
+render_orbits.define_flags()
+cli.run(render_orbits.main, ['x', '--output', sys.argv[1], '--views=1', '--size=8', '--objects=1'])
+"""
+
+
+def test_a_place_without_room_is_a_line(tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    for place, words in (('full', 'File too large'), ('file/deep', 'Not a directory')):
+        done = subprocess.run(
+            [sys.executable, '-c', FULL, tmp_path / place],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+        )
+        assert done.returncode == 2, done.stderr
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith(f'error: {tmp_path / place / "000000"}: cannot be written ({words})')
+        assert 'Traceback' not in done.stderr
+    assert list((tmp_path / 'full').iterdir()) == []
+
+
 def test_every_view_of_an_object_differs():
     path = static_orbit(8, 30.0)
     one = objects.render(objects.draw_object(0), path.elevations, path.azimuths, (32, 32))

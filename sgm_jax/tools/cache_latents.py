@@ -9,6 +9,7 @@ share the work with --host 0 --hosts 4 (to 3).
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -150,8 +151,22 @@ def _settle(
                 '--output, or remove it'
             )
         return
-    with whole(folder / SETTINGS) as file:
+    with _told(folder), whole(folder / SETTINGS) as file:
         file.write(json.dumps(wanted, indent=1).encode())
+
+
+@contextlib.contextmanager
+def _told(place: pathlib.Path) -> Iterator[None]:
+    """Around what writes: a place that cannot be written is one line."""
+    from sgm_jax.errors import UserError
+
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter of the writer in C++
+        reason = getattr(error, 'strerror', None) or str(error).split(';')[0]
+        raise UserError(
+            f'{place}: cannot be written ({reason}); free some space or choose another --output'
+        ) from error
 
 
 def _pictures(source):
@@ -226,7 +241,7 @@ def _write_empty(work: Work) -> None:
         for name, value in made.items()
         if name.startswith('embedded/') and int(name.split('/')[1]) in replaced
     }
-    with whole(work.folder / EMPTY) as file:
+    with _told(work.folder), whole(work.folder / EMPTY) as file:
         np.savez(file, **empty)
 
 
@@ -238,9 +253,15 @@ def _write(folder: pathlib.Path, split: str, number: int, count: int, made: Iter
     place = shard_path(folder, split, number, count)
     if place.is_file():
         return
-    with whole_array_record(place) as writer:
+    with contextlib.ExitStack() as stack:
+        with _told(place):
+            writer = stack.enter_context(whole_array_record(place))
+        # What goes wrong where records are made is not the place's.
         for record in made:
-            writer.write(packed.pack(record))
+            with _told(place):
+                writer.write(packed.pack(record))
+        with _told(place):
+            stack.close()
     print(f'{place.name} is written')
 
 

@@ -50,11 +50,10 @@ def main() -> int:
 
 
 def _object(folder: pathlib.Path, index: int) -> None:
-    from PIL import Image
-
     from sgm_jax.conditioning import cameras
     from sgm_jax.data.objects import draw_object, render
     from sgm_jax.data.orbits import CAMERAS
+    from sgm_jax.errors import UserError
 
     if (folder / CAMERAS).exists():
         return
@@ -79,7 +78,21 @@ def _object(folder: pathlib.Path, index: int) -> None:
         'azimuth': round(float(path.azimuths[number]), 4),
     }
     listed = [cameras_of(number) for number in range(len(views))]
-    # An object appears whole or not at all.
+    try:
+        _write(folder, views, listed)
+    except OSError as error:
+        raise UserError(
+            f'{folder}: cannot be written ({error.strerror or error}); free some space or choose another '
+            '--output'
+        ) from error
+
+
+def _write(folder: pathlib.Path, views: np.ndarray, listed: list[dict]) -> None:
+    """An object's views and their cameras; it appears whole or not at all."""
+    from PIL import Image
+
+    from sgm_jax.data.orbits import CAMERAS
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.part') as name:
         part = pathlib.Path(name) / folder.name
