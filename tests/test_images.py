@@ -214,6 +214,14 @@ def test_a_picture_in_colour_is_grey_to_a_model_of_grey_ones(digits, picture):
     assert differ(digits.sample(cls=3, image=picture, strength=0.9), same[:1])
 
 
+def test_what_is_no_picture_does_not_begin_from_one(picture):
+    config = tiny_pictures.config('sdxl_base')
+    config.model.network.update(in_channels=4, out_channels=4)
+    model = LoadedModel(engine=build(config), params={}, frozen={})
+    with pytest.raises(UserError, match='makes 4 channels, which no picture has'):
+        model.sample(prompt='a fox', image=picture)
+
+
 def test_each_batch_is_given_as_soon_as_it_is_made(base, picture):
     calls = []
     made = base.sample_batches(

@@ -197,6 +197,10 @@ class _Begin:
     @classmethod
     def of(cls, model, images: np.ndarray, wishes: _Wishes, count: int) -> _Begin:
         """One picture for all, or one for each prompt."""
+        if model.channels not in (1, 3):
+            raise UserError(
+                f'this model makes {model.channels} channels, which no picture has; leave out image='
+            )
         if len(images) == 1:
             which = np.zeros(len(wishes), int)
         elif len(images) * count == len(wishes):
