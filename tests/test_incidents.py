@@ -23,6 +23,7 @@ from sgm_jax.parallel import agreement
 from sgm_jax.training import history, loop, testing
 from sgm_jax.training.checkpoints import Checkpoints
 from sgm_jax.training.loop import train
+from sgm_jax.training.painter import Painter
 from sgm_jax.training.run import Choices, run
 from sgm_jax.training.window import Window
 
@@ -147,8 +148,21 @@ def test_what_ranks_checkpoints_is_known_or_there_is_a_word(tmp_path, caplog, mo
     monkeypatch.setattr(logging.getLogger('sgm_jax'), 'propagate', True)
     keep = dict(keep=1, keep_best=1, best='val_ema/loss', validate_every=4, validate_examples=2)
     train(smallest.config(**keep), tmp_path)
-    assert "train.best is 'val_ema/loss', which is not known" in caplog.text
-    assert 'val_ema/psnr' in caplog.text
+    assert "step 2 is none of the best: train.best is 'val_ema/loss', and known" in caplog.text
+    assert caplog.text.count('none of the best') == 1
+
+
+def test_no_memory_for_pictures_costs_these_alone(straight, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('sgm_jax'), 'propagate', True)
+
+    def too_large(*_):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory, 17 GiB')
+
+    monkeypatch.setattr(Painter, '__call__', too_large)
+    train(smallest.config(image_every=2), tmp_path)
+    words = 'no pictures after step 2: a device has too little memory: Out of memory, 17 GiB; less takes'
+    assert words in caplog.text
+    assert_same_state(tmp_path, straight)
 
 
 def test_no_memory_for_the_test_leaves_the_run_trained(tmp_path, caplog, monkeypatch):

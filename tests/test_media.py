@@ -209,10 +209,18 @@ def test_a_grid_is_as_small_as_any_format_holds(tmp_path):
     tile = media.smaller(_quarters(1024, 768), (height, width))
     assert tile[2, 2].tolist() == list(RED)
     assert media.smaller(tile[..., :1], (8, 6)).shape == (8, 6, 1)
-    # As many rows and columns as of the whole pictures.
-    shape = media.grid(np.zeros((1000, 4, 3, 1), np.uint8)).shape
-    rows, columns = shape[0] // 4, shape[1] // 3
-    assert 16300 < max(rows * height, columns * width) <= 16383
+
+
+@pytest.mark.parametrize(
+    ('count', 'size'), [(1000, (1024, 768)), (512, (1024, 512)), (343, (768, 1344))]
+)
+def test_a_grid_of_many_is_no_larger_than_any_format_holds(count, size):
+    height, width = media.cell_of(count, size)
+    # A pixel for each picture, in as many columns.
+    rows, columns, _ = media.grid(
+        np.zeros((count, 1, 1, 1), np.uint8), media.columns_of(count, size)
+    ).shape
+    assert 16000 < max(rows * height, columns * width) <= 16383
 
 
 @pytest.mark.parametrize('name', ['file/a.png', 'file/deep/a.png', 'folder'])

@@ -140,7 +140,7 @@ class Pictures:
     def _sizes(
         self, listed: Sequence[pathlib.Path]
     ) -> tuple[np.ndarray, Mapping[int, DamagedError]]:
-        """Of each picture, decoded once in full; and those that cannot be."""
+        """Of each picture, for which it is decoded in full; and those that cannot be."""
 
         def size(index: int) -> tuple[int, int] | DamagedError:
             try:

@@ -396,7 +396,7 @@ def grid(images: np.ndarray | Sequence[np.ndarray], columns: int | None = None) 
     """Images (b, h, w, 3) in rows, left to right, as square as they go; the places left over are white."""
     images = np.stack(list(images))
     count, height, width, channels = images.shape
-    columns = columns or _columns(count, (height, width))
+    columns = columns or columns_of(count, (height, width))
     rows = math.ceil(count / columns)
     cells = np.full((rows * columns, height, width, channels), 255, images.dtype)
     cells[:count] = images
@@ -404,13 +404,14 @@ def grid(images: np.ndarray | Sequence[np.ndarray], columns: int | None = None) 
     return cells.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
 
 
-def _columns(count: int, size: tuple[int, int]) -> int:
+def columns_of(count: int, size: tuple[int, int]) -> int:
+    """Of a grid of `count` pictures of `size` (height, width) that is as square as they go."""
     return math.ceil(math.sqrt(count * size[0] / size[1]))
 
 
 def cell_of(count: int, size: tuple[int, int]) -> tuple[int, int]:
     """The (height, width) of each of `count` pictures of `size` in a grid of at most LARGEST_GRID."""
-    columns = _columns(count, size)
+    columns = columns_of(count, size)
     longest = max(math.ceil(count / columns) * size[0], columns * size[1])
     return tuple(max(1, side * LARGEST_GRID // max(longest, LARGEST_GRID)) for side in size)
 

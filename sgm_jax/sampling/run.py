@@ -181,7 +181,9 @@ def _pictures(
             *cell,
             media.LARGEST_GRID,
         )
-    media.write_image(path, media.grid(kept), settings=_told(settings, 0, count))
+    media.write_image(
+        path, media.grid(kept, media.columns_of(count, size)), settings=_told(settings, 0, count)
+    )
     LOG.info('wrote %s and, beside it, %d pictures of %dx%d', path, count, height, width)
 
 

@@ -64,19 +64,22 @@ class Keep:
             )
         return _POLICIES.AnyPreservationPolicy(kept)
 
-    def check(self, values: Mapping[str, float]) -> None:
-        """A word, where what tells the best is not among the figures that there are."""
-        if self.best and self.figure.lstrip('+') not in values:
-            LOG.warning(
-                'train.best is %r, which is not known: no checkpoint is kept as the best; there are: %s',
-                self.figure,
-                ', '.join(sorted(values)),
-            )
+    def ranks(self, values: Mapping[str, float]) -> bool:
+        """Whether the figure is among what is known of a step, or none is asked for."""
+        return not self.best or self.figure.lstrip('+') in values
+
+    def unranked(self, step: int, values: Mapping[str, float]) -> str:
+        """A word for a step that is not."""
+        there = ', '.join(sorted(values)) or 'nothing'
+        return (
+            f'step {step} is none of the best: train.best is {self.figure!r}, and known of it is {there}; '
+            'let validate_every divide checkpoint_every'
+        )
 
     def metrics(self, values: Mapping[str, float]) -> dict[str, float] | None:
         """What is written with a checkpoint, so that it can be ranked: more is better. None if unknown."""
         name = self.figure.lstrip('+')
-        if not self.best or name not in values:
+        if not self.best or not self.ranks(values):
             return None
         value = float(values[name])
         return {'rank': value if self.figure.startswith('+') else -value, name: value}

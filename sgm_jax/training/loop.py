@@ -40,8 +40,8 @@ from sgm_jax.training.workdir import LOGS, leaves, open_workdir
 
 LOG = logging.getLogger(__name__)
 FEWER = (
-    'less takes a smaller --config.sample.decode_chunk or --config.pictures.max_images; '
-    '--config.train.image_every=0 draws none'
+    'less takes a smaller --config.pictures.max_images or, of a diffusion model, '
+    '--config.sample.decode_chunk=1; --config.train.image_every=0 draws none'
 )
 
 
@@ -160,6 +160,7 @@ class _Run:
         # By which checkpoints are ranked: of the newest steps that were logged, and of this one's validation.
         self.logged: dict[str, float] = {}
         self.validated: dict[str, float] = {}
+        self.told_unranked = False
         # Of the last two steps: what they were made of.
         self.made_of = collections.deque(maxlen=2)
         self.saved_at = time.monotonic()
@@ -286,7 +287,6 @@ class _Run:
         with self.window.paused():
             self.validated = self.validation(self.state, self.frozen)
             self.logs.scalars(self.step, self.validated)
-        self.checkpoints.keep.check(self._known())
 
     def _known(self) -> dict[str, float]:
         return {**self.logged, **self.validated}
@@ -296,19 +296,29 @@ class _Run:
         if not self.setup.pictures.due(self.step, every=every, begin=self.begin):
             return
         self.pulse.at(self.step, 'drawing pictures')
-        try:
-            with self.window.paused(), memory.or_else(FEWER):
-                for split, pictures in self.painter(self.state, self.frozen).items():
-                    self.logs.pictures(self.step, pictures, split=split)
-        except memory.TooLittleError as error:
-            # On every host alike; and nothing of the training is lost by it.
-            LOG.warning('no pictures after step %d: %s', self.step, error)
+        with self.window.paused():
+            # Made by all hosts together: one that cannot ends all of them.
+            copies = self.painter.copies(self.state, self.frozen)
+            try:
+                with memory.or_else(FEWER):
+                    drawn = self.painter(copies)
+            except memory.TooLittleError as error:
+                # Nothing of the training is lost by it.
+                if jax.process_index() == 0:
+                    LOG.warning('no pictures after step %d: %s', self.step, error)
+                return
+            for split, pictures in drawn.items():
+                self.logs.pictures(self.step, pictures, split=split)
 
     def _save(self) -> None:
         if not self.window.fine():
             self._end(self.step, self.window.newest())
         self.pulse.at(self.step, 'saving')
-        self.checkpoints.save(self.step, self.state, self.position, self._known())
+        known, keep = self._known(), self.checkpoints.keep
+        if not keep.ranks(known) and not self.told_unranked and jax.process_index() == 0:
+            self.told_unranked = True
+            LOG.warning('%s', keep.unranked(self.step, known))
+        self.checkpoints.save(self.step, self.state, self.position, known)
         self.saved_at = time.monotonic()
 
     def _debug(self) -> None:

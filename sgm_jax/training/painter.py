@@ -6,6 +6,7 @@ import numpy as np
 
 from sgm_jax.data import pipeline
 from sgm_jax.engines import Engine
+from sgm_jax.engines.structure import PyTree
 from sgm_jax.parallel import agreement
 from sgm_jax.training.cards import cards
 from sgm_jax.training.options import PictureOptions
@@ -15,8 +16,7 @@ from sgm_jax.training.state import TrainState
 class Painter:
     """Draws what a state makes of them.
 
-    With several hosts, each draws the same pictures from copies of the weights on its own devices; all must
-    be asked at the same step, for the copies are made together.
+    With several hosts, each draws the same pictures from copies of the weights on its own devices.
     """
 
     def __init__(
@@ -34,11 +34,13 @@ class Painter:
             count = min(options.max_images, config.train.batch_size, len(source))
             self._batches[split] = pipeline.held_out_batch(source, count)
 
-    def __call__(self, state: TrainState, frozen: object) -> dict[str, dict[str, np.ndarray]]:
-        """Pictures by name, of each split."""
-        ema_params, frozen, players = agreement.to_each_host(
-            (state.ema_params, frozen, state.players), self._mesh
-        )
+    def copies(self, state: TrainState, frozen: PyTree) -> PyTree:
+        """What is drawn with, on this host's devices; all hosts must ask together."""
+        return agreement.to_each_host((state.ema_params, frozen, state.players), self._mesh)
+
+    def __call__(self, copies: PyTree) -> dict[str, dict[str, np.ndarray]]:
+        """Pictures by name, of each split; this host's own work."""
+        ema_params, frozen, players = copies
         found = {}
         for split, batch in self._batches.items():
             found[split] = self._engine.pictures(

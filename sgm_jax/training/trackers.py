@@ -71,6 +71,8 @@ def _own_id(workdir: pathlib.Path) -> str:
     """The run's id, kept in its folder: another folder of the same name is another run."""
     path = workdir / 'wandb_id.txt'
     if not path.exists():
+        # Before ids were kept, they were the folders' names.
+        begun = (workdir / 'wandb').is_dir()
         with whole(path) as file:
-            file.write(uuid.uuid4().hex.encode())
+            file.write((workdir.name if begun else uuid.uuid4().hex).encode())
     return path.read_text()

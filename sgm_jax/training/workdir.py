@@ -51,6 +51,9 @@ FREE = (
         )
     ),
     'pictures',
+    # What is computed again changes no number.
+    'model.network.remat',
+    'model.network.use_checkpoint',
     'data.path',
     'data.cache',
     'data.cache_bytes',
