@@ -26,6 +26,21 @@ def target_chip() -> str:
     return _TARGET.get()[1]
 
 
+def has_flash_attention() -> bool:
+    """Whether cuDNN has flash attention for the GPU: of compute capability 8.0 (Ampere) or more."""
+    name, chip = _TARGET.get()
+    if name or chip:
+        return True  # those that are compiled for ahead of time have it
+    import jax
+
+    if jax.default_backend() != 'gpu':
+        return False
+    try:
+        return float(jax.local_devices()[0].compute_capability) >= 8
+    except (AttributeError, ValueError):
+        return False  # AMD's have names
+
+
 def auto_dtype() -> str:
     """What 'auto' means for a dtype: bfloat16, but float32 on CPUs, which have no use for it."""
     return 'float32' if platform() == 'cpu' else 'bfloat16'

@@ -28,7 +28,9 @@ class Binned:
         edges = tuple(edges)
         index = jnp.searchsorted(jnp.asarray(edges, jnp.float32), by, side='right')
         where = jax.nn.one_hot(index, len(edges) + 1)
-        return cls(sums=values @ where, counts=where.sum(0), edges=edges)
+        # Not as a product: on TPUs that would round losses to bfloat16.
+        sums = (values[:, None] * where).sum(0)
+        return cls(sums=sums, counts=where.sum(0), edges=edges)
 
     def __add__(self, other: 'Binned') -> 'Binned':
         return self.replace(sums=self.sums + other.sums, counts=self.counts + other.counts)

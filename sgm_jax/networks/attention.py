@@ -1,6 +1,7 @@
 """One attention function, with an implementation per platform, and the transformer blocks around it."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +14,17 @@ from jax.ad_checkpoint import checkpoint_name
 from sgm_jax.networks import placement, remat
 from sgm_jax.networks.derivatives import feed_forward
 from sgm_jax.networks.layers import Keys, dropout, fold, layer_norm, linear, ready
-from sgm_jax.platforms import platform
+from sgm_jax.platforms import has_flash_attention, platform
 
 # Below this many keys the scores are small: one batched matrix product beats a loop.
 _FEW_KEYS = 256
 # From this many queries on, one head's scores fall out of a core's cache.
 _MANY_QUERIES, _QUERY_CHUNK = 2048, 1024
 _SPLASH_BYTES = 2**19
+# cuDNN counts rows in 16 bits (pytorch/pytorch#181235). So many are pixels of clips, whose frames are few.
+_MOST_ROWS = 2**16 - 1
+# What it has no kernel for is computed a head at a time where all scores would take more than 4 GiB.
+_MANY_SCORES = 2**30
 
 
 def attend(
@@ -50,9 +55,8 @@ def attend(
         # The softmax of one number is one: each query gets the value, and no gradient reaches q and k.
         return jnp.broadcast_to(v, (*q.shape[:-1], v.shape[-1]))
     if implementation == 'auto':
-        implementation = {'cpu': 'blockwise', 'gpu': 'cudnn', 'tpu': 'splash'}.get(
-            platform(), 'xla'
-        )
+        gpu = 'cudnn' if has_flash_attention() else 'blockwise'
+        implementation = {'cpu': 'blockwise', 'gpu': gpu, 'tpu': 'splash'}.get(platform(), 'xla')
     if implementation not in ATTENTION:
         raise ValueError(f'unknown attention {implementation!r}; choose one of {sorted(ATTENTION)}')
 
@@ -73,11 +77,14 @@ def _xla(q, k, v, bias, causal):
 def _cudnn(q, k, v, bias, causal):
     # cuDNN's flash attention has half-precision kernels only, for heads of at most 128.
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if not half or q.shape[-1] > 128 or q.shape[-1] % 8 or bias is not None:
-        return _xla(q, k, v, bias, causal)
+    fits = half and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and len(q) <= _MOST_ROWS
+    if not fits or bias is not None:
+        scores = math.prod(q.shape[:3]) * k.shape[1]
+        large = scores > _MANY_SCORES and bias is None and not causal
+        return (_blockwise if large else _xla)(q, k, v, bias, causal)
     queries, keys, lengths = q.shape[1], k.shape[1], {}
     if queries % 2 or keys % 2:
-        # JAX has no gradient for odd numbers of tokens (25 frames, 77 words): one more, which is masked.
+        # Odd numbers of tokens (25 frames, 77 words) need a mask for their gradient: one more is masked.
         q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
         counts = lambda n: jnp.full((len(q),), n, jnp.int32)
         lengths = dict(query_seq_lengths=counts(queries), key_value_seq_lengths=counts(keys))

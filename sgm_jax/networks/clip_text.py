@@ -197,7 +197,8 @@ def _embed(entries: int, width: int, deviation: float, dtype: Any, rngs: Keys) -
 def _placed(x: jax.Array, places: jax.Array) -> jax.Array:
     if x.shape[1] > len(places):
         raise ValueError(f'{x.shape[1]} tokens; the model has places for {len(places)}')
-    return x + places[: x.shape[1]].astype(x.dtype)
+    # As under autocast: what the layers are added to stays float32, whatever they compute in.
+    return x.astype(jnp.float32) + places[: x.shape[1]].astype(jnp.float32)
 
 
 def _row(x: jax.Array, places: jax.Array) -> jax.Array:

@@ -29,15 +29,23 @@ class Rule:
 
 
 _POLICIES = jax.checkpoint_policies
+_NAMED = _POLICIES.save_only_these_names(ATTENTION)
+
+
+def _attention(primitive, *avals, **params) -> bool:
+    # What cuDNN's gradient wants besides has no name of ours: all that its kernel gives is kept.
+    return primitive.name == 'dot_product_attention_fwd_wrapper' or _NAMED(
+        primitive, *avals, **params
+    )
+
+
 RULES = {
     'none': Rule(),
     'transformer': Rule(block=True),
     'block': Rule(residual=True, transformer=True),
     'layer': Rule(residual=True, block=True),
     'full': Rule(residual=True, transformer=True, block=True),
-    'attention': Rule(
-        residual=True, transformer=True, policy=_POLICIES.save_only_these_names(ATTENTION)
-    ),
+    'attention': Rule(residual=True, transformer=True, policy=_attention),
     'dots': Rule(
         residual=True, transformer=True, policy=_POLICIES.dots_with_no_batch_dims_saveable
     ),

@@ -115,6 +115,8 @@ def _metrics():
             [run(weights, unit(x[i : i + _BATCH])) for i in range(0, len(x), _BATCH)]
         )
 
+    # Products are rounded on TPUs, and by TF32: figures would be other than published ones.
+    @jax.default_matmul_precision('highest')
     def compare(x: np.ndarray, rec: np.ndarray) -> dict[str, float]:
         lpips = [
             np.asarray(distance(params, unit(x[i : i + _BATCH]), unit(rec[i : i + _BATCH])))
