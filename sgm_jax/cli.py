@@ -50,9 +50,10 @@ def _completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if isinstance(config, ml_collections.ConfigDict) and 'train' in config:
         with config.unlocked():
             for name, values in defaults().items():
-                node = config.setdefault(name, ml_collections.ConfigDict())
-                for key, value in values.items():
-                    node.setdefault(key, value)
+                if name not in config:
+                    config[name] = ml_collections.ConfigDict()
+                for key in values.keys() - set(config[name]):
+                    config[name][key] = values[key]
     return config
 
 

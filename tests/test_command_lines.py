@@ -97,6 +97,8 @@ def test_mistakes_in_the_words_of_train(words, message):
             ['--config.model.denoiser.scaling.name=w'],
             "unknown name 'w'; choose one of: edm, eps, v",
         ),
+        # A key that the file leaves to its default is a flag, too.
+        (['--config.train.keep_every=-1'], 'train.keep_every is -1; give 0 or more'),
         (['--config.mesh.data=3'], 'mesh: data=3, fsdp=1, context=1 does not fit 1 devices'),
         (['--config.data.name=video_clips', '--config.data.path=/nowhere'], '/nowhere'),
         (['--workdir=/proc/run'], '/proc/run: cannot be used as a workdir'),
