@@ -3,12 +3,16 @@
 import dataclasses
 import glob
 import io
+import logging
 import os
 import pathlib
 import stat
+import time
 from collections.abc import Iterator
 
 from sgm_jax.errors import UserError
+
+LOG = logging.getLogger(__name__)
 
 # Packages that fsspec wants for the commonest addresses.
 _PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}
@@ -16,6 +20,8 @@ _PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}
 _STAMPS = ('etag', 'ETag', 'mtime', 'updated', 'LastModified', 'created')
 # What a `Part` that is read as a file fetches at once: far away a request costs more than its bytes.
 _BLOCK, _REMOTE_BLOCK = 2**17, 2**20
+# Seconds before a remote read that failed is tried again.
+_PAUSES = (1.0, 4.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,14 +104,10 @@ def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
     Raises:
       OSError: it cannot be read.
     """
+    if size == 0:
+        return b''  # nothing, which a range of bytes cannot say
     if is_remote(path):
-        fs, place = _filesystem(path)
-        try:
-            return fs.cat_file(place, start=offset, end=None if size is None else offset + size)
-        except OSError:
-            raise
-        except Exception as error:  # each file system has its own
-            raise OSError(f'{path}: {error}') from error
+        return _read_remote(path, offset, size)
     with open(path, 'rb', buffering=0) as file:
         if size is None:
             size = max(0, os.fstat(file.fileno()).st_size - offset)
@@ -116,34 +118,81 @@ def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
         return b''.join(parts)
 
 
+def _read_remote(path: str, offset: int, size: int | None) -> bytes:
+    fs, place = _filesystem(path)
+    end = None if size is None else offset + size
+    for pause in _PAUSES:
+        try:
+            return fs.cat_file(place, start=offset, end=end)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # each file system has its own
+            LOG.warning('%s: %s; trying again in %g s', path, error, pause)
+            time.sleep(pause)
+    try:
+        return fs.cat_file(place, start=offset, end=end)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f'{path}: {error}') from error
+
+
 def _local(path: str | pathlib.Path) -> Iterator[Entry]:
-    place = pathlib.Path(path).expanduser()
-    if place.is_dir():
-        yield from _walk(str(place))
+    place = str(pathlib.Path(path).expanduser())
+    if os.path.isdir(place):
+        try:
+            with os.scandir(place):
+                pass
+        except OSError as error:
+            raise UserError(f'{path}: cannot be listed ({error.strerror})') from error
+        yield from _walk(place)
         return
-    if glob.has_magic(str(place)) and not place.exists():
-        names = glob.glob(str(place), recursive=True)
-    elif place.exists():
-        names = [str(place)]
+    if glob.has_magic(place) and not os.path.exists(place):
+        names = glob.glob(place, recursive=True)
+    elif os.path.exists(place):
+        names = [place]
     else:
         raise UserError(
             f'{path}: no such file or folder; give a file, a folder, a pattern or an address'
         )
     for name in names:
-        status = os.stat(name)
+        try:
+            status = os.stat(name)
+        except OSError as error:
+            _leave_out(name, error)
+            continue
         # Pipes and devices are left out: an open would wait on them for ever.
         if stat.S_ISREG(status.st_mode):
-            yield Entry(name, status.st_size, str(status.st_mtime_ns))
+            yield _entry(name, status)
 
 
 def _walk(folder: str) -> Iterator[Entry]:
-    with os.scandir(folder) as found:
-        for entry in found:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path)
-            elif entry.is_file():
-                status = entry.stat()
-                yield Entry(entry.path, status.st_size, str(status.st_mtime_ns))
+    try:
+        with os.scandir(folder) as found:
+            inside = list(found)
+    except OSError as error:
+        _leave_out(folder, error)
+        return
+    for entry in inside:
+        try:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            status = entry.stat() if not is_folder and entry.is_file() else None
+        except OSError as error:
+            _leave_out(entry.path, error)
+            continue
+        if is_folder:
+            yield from _walk(entry.path)
+        elif status:
+            yield _entry(entry.path, status)
+
+
+def _entry(path: str, status: os.stat_result) -> Entry:
+    return Entry(path, status.st_size, str(status.st_mtime_ns))
+
+
+def _leave_out(path: str, error: OSError) -> None:
+    # A subfolder of others, a link to nowhere, a file that has just gone.
+    LOG.warning('leaving out %s: %s', path, error.strerror or error)
 
 
 def _remote(path: str) -> Iterator[Entry]:

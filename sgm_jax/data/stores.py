@@ -14,7 +14,7 @@ from sgm_jax.data.array_records import ArrayRecords
 from sgm_jax.data.arrow import ArrowTable
 from sgm_jax.data.damage import DamagedError
 from sgm_jax.data.folders import Folder
-from sgm_jax.data.tars import Tars
+from sgm_jax.data.tars import SUFFIXES, Tars
 from sgm_jax.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def recognise(listed: list[places.Entry]) -> str:
         return 'array_record'
     if any(name in ('state.json', 'dataset_dict.json') for name in names):
         return 'arrow'
-    if any(name.endswith(('.tar', '.tar.gz', '.tgz')) for name in names):
+    if any(name.endswith(SUFFIXES) for name in names):
         return 'tars'
     return 'folder'
 

@@ -9,13 +9,18 @@ import posixpath
 import tarfile
 from collections.abc import Sequence
 from concurrent import futures
-
-import fsspec
+from typing import BinaryIO
 
 from sgm_jax.data import cached, files, places
 from sgm_jax.data.damage import DamagedError
 from sgm_jax.data.tables import CAPTIONS
 from sgm_jax.errors import UserError
+
+# Compressed ones are taken for tars too, and refused: nothing in them can be read by its offset.
+SUFFIXES = ('.tar', '.tar.gz', '.tgz')
+# Far away, most of a walk through a tar is waiting.
+_THREADS, _REMOTE_THREADS = 4, 32
+_UNREAD = 'cannot be read'
 
 
 class Tars:
@@ -35,7 +40,7 @@ class Tars:
         caption: str = '',
         kind: files.Kind = files.PICTURE,
     ):
-        tars = [entry for entry in listed if '.tar' in entry.path or entry.path.endswith('.tgz')]
+        tars = [entry for entry in listed if entry.path.endswith(SUFFIXES)]
         if not tars:
             raise UserError(f'{path}: no tars there; looked for files ending in .tar')
         self.path, self.caption = path, caption
@@ -125,17 +130,22 @@ def _read(part: places.Part) -> bytes:
 Groups = dict[str, dict[str, tuple[int, int]]]
 
 
-def index_tars(tars: Sequence[places.Entry], *, threads: int = 4) -> list[tuple[Groups, str]]:
+def index_tars(tars: Sequence[places.Entry]) -> list[tuple[Groups, str]]:
     """Of each tar, its groups of members (offset, size) by key and suffix, and what is wrong with it."""
-    with futures.ThreadPoolExecutor(threads) as pool:
+    remote = any(places.is_remote(entry.path) for entry in tars)
+    with futures.ThreadPoolExecutor(_REMOTE_THREADS if remote else _THREADS) as pool:
         return list(pool.map(_index_or_cached, tars))
 
 
 def _index_or_cached(entry: places.Entry) -> tuple[Groups, str]:
     key = f'{entry.path}|{entry.size}|{entry.stamp}'
     found = cached.load_json('tar', key)
-    if found is None:
-        found = _index(entry)
+    # What could not be read once may be there the next time; earlier versions kept that too.
+    if found is None or found[1].startswith(_UNREAD):
+        try:
+            found = _index(entry)
+        except OSError as error:
+            return {}, f'{_UNREAD} ({error.strerror or error})'
         # Walking through a small tar costs no more than reading what was kept of it.
         if entry.size > 2**24:
             cached.store_json('tar', key, found)
@@ -144,12 +154,13 @@ def _index_or_cached(entry: places.Entry) -> tuple[Groups, str]:
 
 
 def _index(entry: places.Entry) -> tuple[Groups, str]:
+    """What is in a tar and what is wrong with its contents. Raises OSError: it cannot be read now."""
     groups: Groups = {}
     if entry.size == 0:
         return groups, 'the file is empty'
     try:
         # 'r:' takes no compressed tars: nothing in them could be read by its offset.
-        with fsspec.open(entry.path, 'rb') as file, tarfile.open(fileobj=file, mode='r:') as tar:
+        with _opened(entry) as file, tarfile.open(fileobj=file, mode='r:') as tar:
             for member in tar:
                 if not member.isfile():
                     continue
@@ -164,10 +175,15 @@ def _index(entry: places.Entry) -> tuple[Groups, str]:
         if groups:
             return groups, f'cut short or damaged after {len(groups)} examples ({error})'
         return groups, f'not an uncompressed tar ({error}); unpack .gz first'
-    except OSError as error:
-        return groups, f'cannot be read ({error.strerror or error})'
-    end = places.read(entry.path, max(0, entry.size - 1024), 1024)
-    if end.strip(b'\0'):
+    begin = max(0, entry.size - 1024)
+    if places.read(entry.path, begin, entry.size - begin).strip(b'\0'):
         # tarfile takes a cut between members for the end; whole tars end in two blocks of zeros.
         return groups, f'cut short: no end after {len(groups)} examples'
     return groups, ''
+
+
+def _opened(entry: places.Entry) -> BinaryIO:
+    # On this machine headers alone are read. Far away one request has many of them, or one at least.
+    if places.is_remote(entry.path):
+        return places.Part(entry.path, 0, entry.size).open()
+    return open(entry.path, 'rb')
