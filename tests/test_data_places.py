@@ -8,6 +8,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from picture_files import encoded, level, write_folder, write_tar
+from prepared import made, records
 
 from sgm_jax.data import cached, pipeline, places, tars
 from sgm_jax.errors import UserError
@@ -153,3 +154,31 @@ def test_what_cannot_be_looked_at_is_left_out_of_a_folder(tmp_path, monkeypatch,
         patch.setattr(os, 'scandir', changing)
         with pytest.raises(UserError, match=r'lost\+found: cannot be listed \(Permission denied\)'):
             places.entries(folder / 'lost+found')
+
+
+def test_names_that_are_no_text_are_read_and_prepared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('SGM_JAX_CACHE', str(tmp_path / 'cache'))
+    folder = tmp_path / 'set'
+    folder.mkdir()
+    latin = os.fsdecode(b'gr\xf6n_1')
+    for number in range(3):
+        (folder / f'{latin}{number}.png').write_bytes(encoded(number))
+    (folder / f'{latin}9.png').write_bytes(b'')
+    found = source(folder, text='name', min_size=4, max_damaged=0.3)
+    assert sorted(str(found.record(i)['txt']) for i in range(len(found))) == [
+        r'gr\udcf6n 11',
+        r'gr\udcf6n 12',
+    ]
+    # A folder of such a name, by which the index of its tars is kept.
+    other = tmp_path / latin
+    other.mkdir()
+    with write_tar(other / 'a.tar', range(COUNT)).open('ab') as file:
+        file.truncate(2**24 + 512)
+    assert len(source(other)) == len(source(other)) == 6
+    made_of, statistics = made(folder, tmp_path / 'out', max_damaged=0.3)
+    assert [name.encode('utf-8', 'surrogateescape') for name in statistics['damaged']] == [
+        b'gr\xf6n_19.png'
+    ]
+    names = [record['name'] for part in records(made_of).values() for record in part]
+    assert sorted(names) == [[rf'gr\udcf6n_1{n}.png'.encode()] for n in range(3)]
+    assert r'gr\udcf6n_19.png: the file is empty' in capsys.readouterr().out

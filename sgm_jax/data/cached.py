@@ -43,7 +43,9 @@ def store_arrays(kind: str, key: str, **arrays: np.ndarray) -> None:
 
 
 def _place(kind: str, key: str, suffix: str) -> pathlib.Path:
-    name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    # A file's name may be no text.
+    data = key.encode('utf-8', 'surrogateescape')
+    name = hashlib.blake2b(data, digest_size=16).hexdigest()
     return cache.base() / kind / f'{name}.{suffix}'
 
 

@@ -67,4 +67,6 @@ def facts(
 
 
 def _hashed(stamp: str) -> int:
-    return int.from_bytes(hashlib.blake2b(stamp.encode(), digest_size=8).digest(), 'little')
+    # A file's name may be no text.
+    data = stamp.encode('utf-8', 'surrogateescape')
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little')

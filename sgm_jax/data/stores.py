@@ -115,6 +115,8 @@ def caption_of(store: Store, index: int, text: str) -> str:
     name = store.name(index)
     if text == 'name':
         stem = pathlib.PurePosixPath(name).stem
+        # Not all names are text, and tokenizers take nothing else.
+        stem = stem.encode('utf-8', 'backslashreplace').decode()
         return ' '.join(stem.replace('-', ' ').replace('_', ' ').split())
     found = store.text(index)
     if found is None:

@@ -36,7 +36,7 @@ def serialize(features: Mapping[str, bytes | str | int | float | np.ndarray | li
     """The record of features; arrays of floats and of integers are flat, as the format has no shapes."""
     entries = b''
     for name, value in sorted(features.items()):
-        entry = _tag(1, name.encode()) + _tag(2, _serialized(value))
+        entry = _tag(1, _text(name)) + _tag(2, _serialized(value))
         entries += _tag(1, entry)
     return _tag(1, entries)
 
@@ -106,13 +106,18 @@ def _serialized(value) -> bytes:
     if isinstance(value, (bytes, str)):
         value = [value]
     if isinstance(value, (list, tuple)) and all(isinstance(v, (bytes, str)) for v in value):
-        items = [v.encode() if isinstance(v, str) else v for v in value]
+        items = [_text(v) if isinstance(v, str) else v for v in value]
         return _tag(1, b''.join(_tag(1, item) for item in items))
     array = np.asarray(value).reshape(-1)
     if array.dtype.kind == 'f':
         return _tag(2, _tag(1, array.astype('<f4').tobytes()))
     packed = b''.join(_number(int(item) & (2**64 - 1)) for item in array)
     return _tag(3, _tag(1, packed))
+
+
+def _text(value: str) -> bytes:
+    # Names of files may hold bytes that are no text; a feature of TFDS's kind `Text` is UTF-8.
+    return value.encode('utf-8', 'backslashreplace')
 
 
 def _tag(number: int, data: bytes) -> bytes:

@@ -93,7 +93,7 @@ def prepare(options: Options) -> int:
             found = _make(options, runner, folder, work)
     except OSError as error:
         raise UserError(f'{target}: cannot be written ({error.strerror or error})') from error
-    print('\n'.join(report(found)))
+    print('\n'.join(report(found)).encode('utf-8', 'backslashreplace').decode())
     print(f'it is in {target}, with all of this in {STATISTICS}')
     if found['kind'] == 'picture':
         print(f'  --config.data.name=captioned_pictures --config.data.path={target}')
@@ -250,7 +250,9 @@ def _write_statistics(
     for split, counts in found['splits'].items():
         counts['files'] = len(lengths[split])
     with whole(folder / STATISTICS) as file:
-        file.write(json.dumps(found, indent=1, ensure_ascii=False).encode())
+        # What is no text in a file's name is escaped as JSON has it too.
+        text = json.dumps(found, indent=1, ensure_ascii=False)
+        file.write(text.encode('utf-8', 'backslashreplace'))
     return found
 
 
