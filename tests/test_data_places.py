@@ -169,6 +169,7 @@ def test_names_that_are_no_text_are_read_and_prepared(tmp_path, monkeypatch, cap
         r'gr\udcf6n 11',
         r'gr\udcf6n 12',
     ]
+    assert pipeline.identity(found).startswith('2 pictures')
     # A folder of such a name, by which the index of its tars is kept.
     other = tmp_path / latin
     other.mkdir()
@@ -182,3 +183,37 @@ def test_names_that_are_no_text_are_read_and_prepared(tmp_path, monkeypatch, cap
     names = [record['name'] for part in records(made_of).values() for record in part]
     assert sorted(names) == [[rf'gr\udcf6n_1{n}.png'.encode()] for n in range(3)]
     assert r'gr\udcf6n_19.png: the file is empty' in capsys.readouterr().out
+
+
+def test_hosts_can_tell_that_their_lists_differ(tmp_path):
+    def lists(folder):
+        plain = {'name': 'pictures', 'path': str(folder), 'height': 8, 'width': 8}
+        captioned = {**plain, 'name': 'captioned_pictures', 'text': 'none'}
+        mixture = {'name': 'mixture', 'sources': (captioned, captioned)}
+        nodes = (plain, captioned, {**captioned, 'min_size': 4}, mixture)
+        return [pipeline.identity(node) for node in nodes]
+
+    folder = write_folder(tmp_path / 'set', COUNT)
+    before = lists(folder)
+    assert lists(folder) == before
+    (folder / '005.png').rename(folder / '0055.png')  # as many as before
+    assert all(one != other for one, other in zip(before, lists(folder), strict=True))
+    (folder / '0055.png').rename(folder / '005.png')
+    assert lists(folder) == before
+    # Another size is another shape of a batch.
+    (folder / '005.png').write_bytes(encoded(5, size=(32, 24)))
+    assert lists(folder)[0] != before[0]
+    assert lists(folder)[2] != before[2]
+
+
+def test_what_has_no_list_has_a_length(monkeypatch, tmp_path):
+    node = {'name': 'synthetic_video', 'num_frames': 1, 'height': 8, 'width': 8}
+    lengths = [pipeline.identity({**node, 'length': length}) for length in (16, 17)]
+    assert lengths == ['16 records', '17 records']
+    # The same below two homes is the same.
+    found = []
+    for home in ('one', 'two'):
+        monkeypatch.setenv('HOME', str(tmp_path / home))
+        write_folder(tmp_path / home / 'set', 3)
+        found.append(pipeline.identity(source('~/set')))
+    assert found[0] == found[1]

@@ -13,6 +13,7 @@ import processes
 import pytest
 import tiny
 from checkpointed import state_of
+from picture_files import write_folder
 
 from sgm_jax.errors import UserError
 from sgm_jax.interop.workdir_files import latest_step
@@ -250,6 +251,38 @@ def endless(folder: pathlib.Path) -> pathlib.Path:
     """The config of a run that is to be ended; of the smallest model, for it is not about numbers."""
     options = dict(mesh=MESH, model='smallest', **{**TRAIN, 'steps': 4000})
     return processes.write_config(folder / 'c.py', **options)
+
+
+# A disk that does not give one of the files to the second process.
+UNREAD = """config.data = {{'name': 'pictures', 'path': {path!r}, 'height': 8, 'width': 8}}
+    if '--process_id=1' in sys.argv:
+        from sgm_jax.data import pictures
+
+        decode = pictures.decode_image
+
+        def failing(file):
+            if str(file).endswith('003.png'):
+                raise ValueError('it cannot be read')
+            return decode(file)
+
+        pictures.decode_image = failing
+"""
+
+
+@pytest.mark.slow
+def test_hosts_with_different_data_do_not_begin(tmp_path):
+    more = UNREAD.format(path=str(write_folder(tmp_path / 'set', 9)))
+    options = dict(mesh=MESH, model='smallest', more=more, **TRAIN)
+    config = processes.write_config(tmp_path / 'c.py', **options)
+    words = [f'--config={config}', f'--workdir={tmp_path / "run"}']
+    with processes.started(words, tmp_path) as both:
+        assert both.wait() == [2, 2], both.said(0) + both.said(1)
+        told = [processes.mistakes(both.said(index)) for index in (0, 1)]
+    for (line,), count in zip(told, (9, 8), strict=True):
+        assert 'the list of the data differs between the 2 processes' in line
+        assert f'with {count} pictures' in line
+        assert 'a file could not be read on one host' in line
+    assert latest_step(tmp_path / 'run') is None
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import numpy as np
 
 from sgm_jax.data.bucket_plan import assign, bucket_sizes
 from sgm_jax.data.damage import Damage, DamagedError
+from sgm_jax.data.identity import digest
 from sgm_jax.data.picture_sizes import picture_sizes
 from sgm_jax.data.records import check_split
 from sgm_jax.data.stores import caption_of, check_text, open_store
@@ -159,6 +160,10 @@ class CaptionedPictures:
             name, reason = next(iter(self.skipped.items()))
             lines.append(f'  {len(self.skipped)} pictures skipped; the first: {name}: {reason}')
         return '\n'.join([*lines, *self.damage.lines()])
+
+    def identity(self) -> str:
+        """Of the pictures that are used: names and, where they matter, sizes (`sgm_jax.data.identity`)."""
+        return digest('pictures', map(self.store.name, self.members.tolist()), self.shapes)
 
     def _usable(self, min_size: int, *, measured: bool) -> tuple[np.ndarray, np.ndarray]:
         """The store's numbers of the pictures that may be used, and their sizes where they matter."""

@@ -14,6 +14,7 @@ from sgm_jax.data.damage import Damage, DamagedError
 from sgm_jax.data.facts import facts
 from sgm_jax.data.folders import Folder
 from sgm_jax.data.framing import Framing
+from sgm_jax.data.identity import digest, identity
 from sgm_jax.data.records import check_split
 from sgm_jax.data.videos import VideoClips
 from sgm_jax.errors import UserError
@@ -75,6 +76,7 @@ class Pictures:
         self.framing = Framing(size=self.size, scale=crop_scale, flip=flip)
         self.skipped: dict[str, str] = {}
         self.paths: list[pathlib.Path] = []
+        self.shapes: list[tuple[int, int]] = []
         self._kept: dict[int, np.ndarray] = {}
         self._room, self._lock = cache_bytes, threading.Lock()
         listed = files.list_pictures(path)
@@ -87,6 +89,7 @@ class Pictures:
                 self._skip(place, f'its part for {split} is smaller than {height}x{width}')
             else:
                 self.paths.append(place)
+                self.shapes.append(tuple(sizes[index].tolist()))
         self.damage.update({error.name: error.reason for error in wrong.values()})
         if not self.paths:
             name, reason = next(iter(self.skipped.items()))
@@ -122,6 +125,10 @@ class Pictures:
             name, reason = next(iter(self.skipped.items()))
             lines.append(f'  {len(self.skipped)} pictures skipped; the first: {name}: {reason}')
         return '\n'.join(lines)
+
+    def identity(self) -> str:
+        """Of the pictures that are used: paths and sizes (`sgm_jax.data.identity`)."""
+        return digest('pictures', map(str, self.paths), np.array(self.shapes, np.int64))
 
     def _read(self, place) -> np.ndarray:
         try:
@@ -243,6 +250,10 @@ class VideoFrames:
         """As of the clips."""
         return self.clips.describe()
 
+    def identity(self) -> str:
+        """As of the clips."""
+        return self.clips.identity()
+
 
 class Mixture:
     """The records of several sources, in the shares of their lengths or in given ones."""
@@ -331,6 +342,10 @@ class Mixture:
         counts = np.diff(self.ends, prepend=0)
         shares = [f'{100 * count / len(self):.1f}% of a mixture: ' for count in counts]
         return '\n'.join(a + b.describe() for a, b in zip(shares, self.sources, strict=True))
+
+    def identity(self) -> str:
+        """As of the sources, one after the other."""
+        return ', '.join(map(identity, self.sources))
 
 
 def _in_turn(lengths: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from sgm_jax.config import build, plain
+from sgm_jax.data import identity as identities
 from sgm_jax.data.bucket_plan import BucketPlan
 from sgm_jax.data.sources import SOURCES, Source
 from sgm_jax.errors import UserError
@@ -139,6 +140,11 @@ def held_out_batches(source: Source, count: int, n: int) -> Callable[[], Iterato
 def describe(config_data: Mapping | Source) -> str:
     """A short report for start-up: the source's name, files, windows and seconds, and what was skipped."""
     return _as_source(config_data).describe()
+
+
+def identity(config_data: Mapping | Source) -> str:
+    """What all hosts must have alike, so that they train on one order: a digest of the list of examples."""
+    return identities.identity(_as_source(config_data))
 
 
 def _as_source(config_data: Mapping | Source, split: str | None = None) -> Source:

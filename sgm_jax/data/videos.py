@@ -13,6 +13,7 @@ from sgm_jax.data.damage import Damage, DamagedError
 from sgm_jax.data.decoded import DecodedFiles
 from sgm_jax.data.filters import Filters
 from sgm_jax.data.framing import Framing
+from sgm_jax.data.identity import digest
 from sgm_jax.data.motion import mean_flow
 from sgm_jax.data.records import rate_range, video_record
 from sgm_jax.data.stores import caption_of, check_text, open_videos
@@ -203,6 +204,11 @@ class VideoClips:
             name, reason = next(iter(self.skipped.items()))
             lines.append(f'  {len(self.skipped)} files skipped; the first: {name}: {reason}')
         return '\n'.join([*lines, *self.filters.lines()])
+
+    def identity(self) -> str:
+        """Of the files that are used, and what is known of each (`sgm_jax.data.identity`)."""
+        known = [(i.width, i.height, i.fps, i.duration, i.start) for i in self.infos]
+        return digest('videos', (info.path for info in self.infos), np.array(known, np.float64))
 
     def _keep_long(self, found: Mapping[int, VideoInfo], num_frames: int) -> None:
         """Sets `infos` to those that can hold such a window, `longest` to the most frames of one."""

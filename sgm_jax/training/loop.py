@@ -82,6 +82,11 @@ def train(
     )
     setup.check(source)
     workdir = open_workdir(workdir, config)
+    agreement.check_same(
+        'the list of the data',
+        pipeline.identity(source),
+        'a file could not be read on one host, or data.path is not the same for all; run again',
+    )
     LOG.info('%s', pipeline.describe(source))
     with contextlib.ExitStack() as stack:
         run = _Run(setup, config, workdir, data, stack, profile)
