@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -164,6 +165,52 @@ def test_folders_that_cannot_be(tmp_path):
     ):
         cameras.write_text(text)
         check(words, held_out_fraction=0.0)
+
+
+@pytest.fixture
+def damaged(folder, tmp_path) -> pathlib.Path:
+    """The five objects again: one without cameras, one with too few views, one with a broken view."""
+    copy = tmp_path / 'set'
+    shutil.copytree(folder, copy)
+    objects = sorted(copy.iterdir())
+    (objects[0] / 'cameras.json').write_text('{')
+    views = json.loads((objects[1] / 'cameras.json').read_text())['views']
+    (objects[1] / 'cameras.json').write_text(json.dumps({'views': views[:3]}))
+    view = objects[3] / min(views, key=lambda view: view['azimuth'] % 360)['file']
+    view.write_bytes(view.read_bytes()[:60])
+    return copy
+
+
+def test_damaged_objects_are_named_and_others_stand_in(damaged, folder, caplog):
+    options = dict(held_out_fraction=0.0)
+    whole = pipeline.make_source(node(folder, **options))
+    source = pipeline.make_source(node(damaged, **options, max_damaged=0.4))
+    assert len(source) == 3
+    one, two, _, four, _ = sorted(damaged.iterdir())
+    assert f'{two}: 3 views, and data.num_frames is 4' in caplog.text
+    assert f'damaged object: {one}: cameras.json: not the cameras of an object' in caplog.text
+    seen = [source.record(i)['jpg'] for i in range(3)]
+    # The first view is always given, and it is broken.
+    for got, true in zip(seen, (2, 4, 4), strict=True):
+        np.testing.assert_array_equal(got, whole.record(true)['jpg'])
+    assert source.damage.names.keys() == {str(one), str(four)}
+    assert 'not a readable picture' in source.damage.names[str(four)]
+    told = pipeline.describe(source)
+    assert '1 objects skipped; the first:' in told
+    assert '2 damaged objects skipped; the first:' in told
+    threads = [
+        next(pipeline.make_iterator(source, batch_size=3, seed=1, num_threads=n)) for n in (0, 4)
+    ]
+    np.testing.assert_array_equal(threads[0]['jpg'], threads[1]['jpg'])
+    assert pipeline.identity(source) != pipeline.identity(whole)
+
+
+def test_more_damaged_objects_than_may_be_end_the_run(damaged):
+    source = pipeline.make_source(node(damaged, held_out_fraction=0.0))
+    with pytest.raises(UserError, match='2 of 5 objects cannot be used, more than'):
+        source.record(1)
+    with pytest.raises(UserError, match=r'1 of 5 objects cannot be used.*max_damaged=0 allows'):
+        pipeline.make_source(node(damaged, held_out_fraction=0.0, max_damaged=0.0))
 
 
 def rgba(height: int, width: int, box: tuple[slice, slice]) -> np.ndarray:

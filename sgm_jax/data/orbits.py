@@ -2,22 +2,29 @@
 
 import functools
 import json
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from sgm_jax.conditioning.cameras import Orbit, dynamic_orbit, relative, static_orbit
+from sgm_jax.data.damage import Damage
 from sgm_jax.data.files import DEMO
+from sgm_jax.data.identity import digest
 from sgm_jax.data.objects import draw_object, render
 from sgm_jax.data.records import check_split
 from sgm_jax.errors import UserError
 from sgm_jax.sampling.inputs import to_float
 from sgm_jax.sampling.media import read_image
 
+LOG = logging.getLogger(__name__)
+
 CAMERAS = 'cameras.json'
 # Of the demo's objects, whose cameras are drawn: around this height.
 DEMO_ELEVATION = 45.0
+# Objects tried for one record before the data are called broken.
+ATTEMPTS = 20
 
 
 class Orbits:
@@ -40,8 +47,9 @@ class Orbits:
         random: bool = True,
         demo_objects: int = 2000,
         cache_bytes: int = 2**30,
+        max_damaged: float = 0.01,
     ):
-        """Lists the objects and reads their cameras.
+        """Lists the objects and reads their cameras; those that cannot be used are logged and counted.
 
         Args:
           path: a folder of objects, or 'demo'.
@@ -52,6 +60,7 @@ class Orbits:
           random: False for the same views each time. Held-out records are always so.
           demo_objects: how many the demo has.
           cache_bytes: the most that is kept decoded.
+          max_damaged: the share of damaged objects that ends the run; see `sgm_jax.data.damage`.
 
         Raises:
           UserError: nothing usable at `path`, or options that make no sense.
@@ -75,13 +84,10 @@ class Orbits:
             raise UserError(
                 f'data: {path} has {len(objects)} objects, none for {split}; change held_out_fraction'
             )
+        self.damage = Damage(len(self.objects), limit=max_damaged, what='object')
+        self.skipped: dict[str, str] = {}
         if str(path) != DEMO:
-            self.views = [read_cameras(folder) for folder in self.objects]
-            for folder, views in zip(self.objects, self.views, strict=True):
-                if len(views) < num_frames:
-                    raise UserError(
-                        f'{folder}: {len(views)} views, and data.num_frames is {num_frames}'
-                    )
+            self._keep_usable()
         self._room = cache_bytes
         self._kept: dict[pathlib.Path, np.ndarray] = {}
 
@@ -92,7 +98,13 @@ class Orbits:
         return int(index)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """`jpg` float32 (t, h, w, 3) in [-1, 1] on white; `polars_rad` and `azimuths_rad` float32 (t,)."""
+        """`jpg` float32 (t, h, w, 3) in [-1, 1] on white; `polars_rad` and `azimuths_rad` float32 (t,).
+
+        Should a view prove damaged, the next usable object stands in.
+
+        Raises:
+          UserError: too many are damaged, or `ATTEMPTS` in a row.
+        """
         rng = rng if self.drawn else None
         if str(self.path) == DEMO:
             path = _demo_path(self.num_frames, rng)
@@ -100,17 +112,65 @@ class Orbits:
             parts = draw_object((self.objects[index], 1))
             frames = on_white(render(parts, path.elevations, path.azimuths + turn, self.size))
         else:
-            views = choose(self.views[index], self.num_frames, rng)
-            frames = np.stack([self._read(view['path']) for view in views])
-            path = path_of(views)
+            frames, path = self._read_or_next(index, rng)
         return {'jpg': to_float(frames), **path.entries()}
 
     def describe(self) -> str:
-        """One line: what and how many."""
+        """A few lines: what, how many, and what was skipped."""
         height, width = self.size
-        return (
+        lines = [
             f'orbits ({self.split}): {len(self)} objects at {self.path}, records of '
             f'{self.num_frames} views of {height}x{width}'
+        ]
+        if self.skipped:
+            name, reason = next(iter(self.skipped.items()))
+            lines.append(f'  {len(self.skipped)} objects skipped; the first: {name}: {reason}')
+        return '\n'.join([*lines, *self.damage.lines()])
+
+    def identity(self) -> str:
+        """Of the objects that are used and how many views each has (`sgm_jax.data.identity`)."""
+        if str(self.path) == DEMO:
+            return f'{len(self)} objects'
+        return digest('objects', map(str, self.objects), np.array([len(v) for v in self.views]))
+
+    def _keep_usable(self) -> None:
+        """Reads the cameras; an object's split is by its place among all, whatever others are like."""
+        views, damaged = {}, {}
+        for folder in self.objects:
+            try:
+                found = read_cameras(folder)
+            except UserError as error:
+                damaged[str(folder)] = _below(folder, error)
+                continue
+            if len(found) < self.num_frames:
+                reason = f'{len(found)} views, and data.num_frames is {self.num_frames}'
+                self.skipped[str(folder)] = reason
+                LOG.warning('skipping an object: %s: %s', folder, reason)
+            else:
+                views[folder] = found
+        self.damage.update(damaged)
+        self.objects, self.views = list(views), list(views.values())
+        if not views:
+            name, reason = next(iter({**self.skipped, **damaged}.items()))
+            raise UserError(
+                f'data: none of the objects at {self.path} can be used for {self.split}; the first: '
+                f'{name}: {reason}'
+            )
+
+    def _read_or_next(
+        self, index: int, rng: np.random.Generator | None
+    ) -> tuple[np.ndarray, Orbit]:
+        for attempt in range(ATTEMPTS):
+            place = (index + attempt) % len(self)
+            views = choose(self.views[place], self.num_frames, rng)
+            try:
+                return np.stack([self._read(view['path']) for view in views]), path_of(views)
+            except UserError as error:
+                folder = self.objects[place]
+                self.damage.add(str(folder), _below(folder, error))
+        raise UserError(
+            f'data: {ATTEMPTS} objects in a row could not be read, the last {self.objects[place]}; '
+            'remove the damaged ones (the log names them)'
         )
 
     def _read(self, path: pathlib.Path) -> np.ndarray:
@@ -121,6 +181,10 @@ class Orbits:
             self._room -= image.nbytes
             self._kept[path] = image
         return self._kept[path]
+
+
+def _below(folder: pathlib.Path, error: UserError) -> str:
+    return str(error).removeprefix(f'{folder}/')
 
 
 def _demo_path(num_frames: int, rng: np.random.Generator | None) -> Orbit:
