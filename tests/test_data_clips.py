@@ -55,6 +55,22 @@ def test_what_is_missing_is_named(tmp_path, place, message):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize(('name', 'codec'), [('a.webm', 'libvpx-vp9'), ('a.mkv', 'libx264')])
+@pytest.mark.parametrize('keyframes', [10, 250])
+def test_a_rate_that_packets_do_not_have_is_not_believed(tmp_path, name, codec, keyframes):
+    # As of a screen: a second at 60 per second, then ten of them at 5.
+    times = [round(1000 * i / 60) for i in range(60)] + [1000 + 200 * i for i in range(50)]
+    options = dict(fps=60, codec=codec, keyframes=keyframes)
+    path = write_numbered(tmp_path / name, times, **options)
+    assert clips.read_info(path).fps == pytest.approx(5, rel=0.01)
+    # What is as fast as it says keeps its rate, though such files have whole milliseconds.
+    steady = [round(1001 * i / 30) for i in range(90)]
+    path = write_numbered(tmp_path / f'steady_{name}', steady, **{**options, 'fps': 30})
+    with av.open(str(path)) as container:
+        told = float(container.streams.video[0].average_rate)
+    assert clips.read_info(path).fps == told
+
+
 def test_constant_rate(tmp_path):
     path = write_numbered(tmp_path / 'a.mp4', [100 * i for i in range(25)])
     info = clips.read_info(path)

@@ -21,7 +21,10 @@ def write_numbered(
     rotation: int = 0,
     codec: str | None = None,
 ) -> pathlib.Path:
-    """A video whose frame i is plain grey of level 10 + 8 i, shown at times_ms[i]; see `numbers`."""
+    """A video whose frame i is plain grey of level 10 + 8 i, shown at times_ms[i]; see `numbers`.
+
+    From the 31st frame on levels begin anew at 2.
+    """
     options = {'movflags': 'faststart'} if faststart else {}
     with av.open(str(path), 'w', options=options) as container:
         stream = container.add_stream(codec or 'libx264', rate=fps, options={'crf': '10'})
@@ -32,7 +35,7 @@ def write_numbered(
         if rotation:
             stream.set_display_rotation(rotation)
         for index, time in enumerate(times_ms):
-            pixels = np.full((*size, 3), 10 + 8 * index, np.uint8)
+            pixels = np.full((*size, 3), (10 + 8 * index) % 256, np.uint8)
             if rotation:
                 pixels[: size[0] // 2] = 255  # the upper half, as stored
             frame = av.VideoFrame.from_ndarray(pixels, format='rgb24')

@@ -32,7 +32,8 @@ def video_infos(
     threads = _REMOTE_THREADS if places.is_remote(path) else _THREADS
     # Whole numbers up to 2^53 stay what they are in float64.
     options = dict(columns=5, dtype=np.float64, threads=threads, worth_keeping=32)
-    rows, wrong = facts('videos', store, path, look, **options)
+    # Under 'videos' earlier versions kept rates that headers had guessed.
+    rows, wrong = facts('video_infos', store, path, look, **options)
     infos = {}
     for index, (width, height, fps, duration, start) in enumerate(rows.tolist()):
         if index not in wrong:
