@@ -1,11 +1,13 @@
 """Finding, indexing and decoding videos."""
 
 import fractions
+import os
 import time
 
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 from video_files import numbers, write_damaged, write_numbered
 
 from sgm_jax.data import clips, files
@@ -119,6 +121,17 @@ def test_phone_videos_come_upright(tmp_path, rotation, white):
     frame = clips.read_frames(info, [0.0], size=(48, 32))[0].astype(float)
     left, right = frame[:, :12].mean(), frame[:, -12:].mean()
     assert (left > 240 and right < 20) if white == 'left' else (right > 240 and left < 20)
+
+
+@pytest.mark.skipif(
+    'threads' not in VideoReformatter.reformat.__doc__, reason='this PyAV has no such choice'
+)
+def test_scaling_begins_no_threads_of_its_own():
+    frame = av.VideoFrame(640, 480, 'yuv420p')
+    threads = lambda: len(os.listdir('/proc/self/task'))
+    before, scalers = threads(), [clips._Scaler((24, 32)) for _ in range(8)]
+    assert {scale(frame).shape for scale in scalers} == {(24, 32, 3)}
+    assert threads() == before
 
 
 def test_real_window_equals_whole_decode():

@@ -350,6 +350,9 @@ class _Scaler:
         self.size = size
         # One for all frames of a window: its tables cost more than the scaling of a small frame.
         self.reformatter = VideoReformatter()
+        # By itself each begins threads of its own: the pipeline's are enough. Old ones of PyAV cannot.
+        threads = 'threads' in (VideoReformatter.reformat.__doc__ or '')
+        self.options = {'threads': 1} if threads else {}
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         height, width = self.size[::-1] if frame.rotation % 180 else self.size
@@ -362,5 +365,6 @@ class _Scaler:
             format='rgb24',
             src_colorspace=_BT709 if untagged_hd else None,
             interpolation='AREA' if height < frame.height else 'BICUBIC',
+            **self.options,
         ).to_ndarray()
         return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
