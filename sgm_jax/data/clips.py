@@ -14,6 +14,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from sgm_jax.data import hdr
 from sgm_jax.data.damage import DamagedError
 from sgm_jax.data.places import Part
 
@@ -28,7 +29,7 @@ _PLACES, _COUNTED, _READ = (0.25, 0.5, 0.75), 48, 512
 _REORDERED = 16  # the most by which H.264 and H.265 have packets out of the order of display
 _SLOWER = 0.97
 
-_BT709, _UNSPECIFIED = 1, 2  # colour matrices of ITU-T H.273
+_BT709, _UNSPECIFIED, _BT2020 = 1, 2, 9  # colour matrices of ITU-T H.273
 _DECODING_ERRORS = (av.FFmpegError, OSError, ValueError, EOFError, IndexError)
 
 
@@ -356,15 +357,20 @@ class _Scaler:
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         height, width = self.size[::-1] if frame.rotation % 180 else self.size
+        # Old versions of PyAV do not tell.
+        transfer = getattr(frame, 'color_trc', None)
+        is_hdr = transfer in hdr.TRANSFERS
         # Untagged files mean BT.709 when they are high definition, as players take it; FFmpeg takes BT.601.
-        untagged_hd = frame.colorspace == _UNSPECIFIED and frame.height >= 720
+        untagged = frame.colorspace == _UNSPECIFIED and (is_hdr or frame.height >= 720)
+        meant = _BT2020 if is_hdr else _BT709
         pixels = self.reformatter.reformat(
             frame,
             width=width,
             height=height,
-            format='rgb24',
-            src_colorspace=_BT709 if untagged_hd else None,
+            format='rgb48le' if is_hdr else 'rgb24',
+            src_colorspace=meant if untagged else None,
             interpolation='AREA' if height < frame.height else 'BICUBIC',
             **self.options,
         ).to_ndarray()
+        pixels = hdr.to_bt709(pixels, transfer) if is_hdr else pixels
         return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
