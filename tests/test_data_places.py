@@ -156,7 +156,9 @@ def test_what_cannot_be_looked_at_is_left_out_of_a_folder(tmp_path, monkeypatch,
             places.entries(folder / 'lost+found')
 
 
-def test_names_that_are_no_text_are_read_and_prepared(tmp_path, monkeypatch, capsys):
+def test_names_that_are_no_text_are_read_and_prepared(tmp_path, monkeypatch, capsys, caplog):
+    # What is told of them is no text, either, and cannot be reported.
+    caplog.set_level(logging.CRITICAL, logger='sgm_jax')
     monkeypatch.setenv('SGM_JAX_CACHE', str(tmp_path / 'cache'))
     folder = tmp_path / 'set'
     folder.mkdir()
