@@ -114,16 +114,15 @@ class Checkpoints:
           keep: which ones stay when another was written.
           reads: nothing is written, and what a run that goes on is writing meanwhile is left alone.
         """
-        self._cleans = not reads
         self.keep = Keep(newest=keep) if isinstance(keep, int) else keep
         self.folder = workdir / CHECKPOINTS
         # Of saves since the last `report`: numbers to log, by the step they are of.
         self._reports: dict[int, dict[str, float]] = {}
         self._pending: _Pending | None = None
         self._failure: Exception | None = None
-        self._orbax = self._open()
+        self._orbax = self._open(cleans=not reads)
 
-    def _open(self) -> ocp.training.Checkpointer:
+    def _open(self, *, cleans: bool) -> ocp.training.Checkpointer:
         patience = ocp.Context()
         patience.asynchronous.timeout_secs = TIMEOUT
         return ocp.training.Checkpointer(
@@ -131,7 +130,7 @@ class Checkpoints:
             context=patience,
             preservation_policy=self.keep.policy(),
             # What a killed process, or a failed save, left half written has a temporary name, and goes now.
-            cleanup_tmp_directories=self._cleans,
+            cleanup_tmp_directories=cleans,
         )
 
     def __enter__(self) -> 'Checkpoints':
@@ -237,8 +236,9 @@ class Checkpoints:
             '' if step is None else f' (step {step})',
         )
         if jax.process_count() == 1:
-            # Orbax's own goes on as if the step were saved.
-            self._orbax = self._open()
+            # Orbax's own goes on as if the step were saved. Its threads may still write into what is half
+            # written: that is left until a save succeeds.
+            self._orbax = self._open(cleans=False)
 
     def restore(
         self, step: int, wanted: TrainState, data: grain.DatasetIterator | None = None
