@@ -93,6 +93,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'ema_decay': 0.9999,
         'log_every': 50,
         'image_every': 1000,
+        # Each host looks at them alone.
+        'validate_batch': 4,
         'checkpoint_every': 1000,
         'keep': 3,
     }
@@ -223,6 +225,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
         log_every=20,
         image_every=200,
         checkpoint_every=100,
+        validate_batch=0,
     )
     config.mesh.update(data=-1, fsdp=1)
     config.sample.update(steps=20, height=32, width=32, decode_chunk=0)

@@ -137,6 +137,7 @@ def _shrink(config: ml_collections.ConfigDict, cameras: bool) -> None:
         log_every=50,
         image_every=0,
         checkpoint_every=300,
+        validate_batch=0,
     )
     config.mesh.update(data=-1, fsdp=1)
     # Few steps stay near the mean of what may be there, which is nearer to what is; and the last step is from

@@ -89,6 +89,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'ema_decay': 0.9999,
         'log_every': 50,
         'image_every': 1000,
+        # Each host looks at them alone.
+        'validate_batch': 1,
         'checkpoint_every': 1000,
         'keep': 3,
     }
@@ -253,6 +255,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
         log_every=30,
         image_every=450,
         checkpoint_every=150,
+        validate_batch=0,
     )
     config.mesh.update(data=-1, fsdp=1)
     config.sample.update(steps=25, height=64, width=64, fps=10)

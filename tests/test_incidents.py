@@ -18,6 +18,7 @@ import smallest
 from checkpointed import state_of
 
 from sgm_jax.data import pipeline
+from sgm_jax.engines.autoencoding import AutoencodingEngine
 from sgm_jax.errors import UserError
 from sgm_jax.parallel import agreement
 from sgm_jax.training import history, loop, testing
@@ -175,8 +176,21 @@ def test_no_memory_for_the_test_leaves_the_run_trained(tmp_path, caplog, monkeyp
     choices = Choices(workdir=str(tmp_path), keep_compiled=False)
     assert run(smallest.config(), choices) == 0
     assert 'not tested: a device has too little memory: Out of memory, 17 GiB' in caplog.text
-    with pytest.raises(UserError, match='too little memory'):
+    with pytest.raises(UserError, match=r'too little memory.*validate_batch'):
         run(smallest.config(), dataclasses.replace(choices, train=False))
+
+
+def test_a_test_looks_at_as_many_at_once_as_it_is_told(straight, monkeypatch):
+    validate, seen = AutoencodingEngine.validate, []
+
+    def counted(self, tree, frozen, batch, key):
+        seen.append(len(batch['jpg']))
+        return validate(self, tree, frozen, batch, key)
+
+    monkeypatch.setattr(AutoencodingEngine, 'validate', counted)
+    testing.test(smallest.config(test_examples=3, validate_batch=1), straight)
+    # Of the parameters and of their average.
+    assert seen == [1] * 6
 
 
 def test_a_test_leaves_a_save_that_goes_on_alone(straight):

@@ -146,7 +146,7 @@ class _Run:
                 self.mesh,
                 keys[2],
                 examples=options.validate_examples,
-                batch_size=options.batch_size,
+                batch_size=options.validate_batch or options.batch_size,
             )
         self.requests = stack.enter_context(Requests())
         self.wishes = agreement.Wishes(self.mesh, count=2)

@@ -35,6 +35,7 @@ class Options:
       log_every, image_every, validate_every, checkpoint_every: in steps; 0 for never, but for scalars and
         checkpoints.
       validate_examples: held-out examples that a validation looks at, at most.
+      validate_batch: so many at once, on each host alone; 0 for batch_size.
       test_examples: the same of the test at the end.
       checkpoint_minutes: a checkpoint also after so many minutes without one; 0 for none.
       keep: the newest checkpoints that are kept.
@@ -57,6 +58,7 @@ class Options:
     image_every: int = 1000
     validate_every: int = 0
     validate_examples: int = 16
+    validate_batch: int = 0
     test_examples: int = 64
     checkpoint_every: int = 1000
     checkpoint_minutes: float = 0.0
@@ -87,6 +89,7 @@ class Options:
             0: (
                 'image_every',
                 'validate_every',
+                'validate_batch',
                 'checkpoint_minutes',
                 'keep_every',
                 'keep_best',

@@ -17,6 +17,7 @@ from sgm_jax.training.profiling import Span
 LOG = logging.getLogger(__name__)
 # As shells have it for ctrl-C; a launcher that restarts on failure goes on with the run.
 STOPPED = 130
+SMALLER_TEST = 'less takes a smaller --config.train.validate_batch; --notrain tests again'
 SMALLER = (
     'python -m sgm_jax.tools.plan --search says what fits; less takes a smaller --config.train.batch_size, '
     '--config.model.network.remat=layer, or to split the model (--config.mesh.data=1 --config.mesh.fsdp=-1)'
@@ -111,7 +112,7 @@ def _test(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, needed: b
     from sgm_jax.training.testing import test
 
     try:
-        with memory.or_else(SMALLER):
+        with memory.or_else(SMALLER_TEST):
             test(config, workdir)
     except UserError as error:
         # Trained is trained.

@@ -32,7 +32,7 @@ def test(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, 
         mesh,
         keys[2],
         examples=options.test_examples,
-        batch_size=options.batch_size,
+        batch_size=options.validate_batch or options.batch_size,
     )
     with Checkpoints(workdir, keep=options.keep, reads=True) as checkpoints:
         step = checkpoints.latest

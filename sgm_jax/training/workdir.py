@@ -37,6 +37,7 @@ FREE = (
             'image_every',
             'validate_every',
             'validate_examples',
+            'validate_batch',
             'test_examples',
             'checkpoint_every',
             'checkpoint_minutes',
