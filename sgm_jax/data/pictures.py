@@ -155,11 +155,7 @@ class Pictures:
             except ValueError as error:
                 return _unreadable(listed[index], error)
 
-        status = [place.stat() for place in listed]
-        entries = [
-            places.Entry(str(place), found.st_size, str(found.st_mtime_ns))
-            for place, found in zip(listed, status, strict=True)
-        ]
+        entries = [places.entry_of(str(place), place.stat()) for place in listed]
         store, threads = Folder(str(self.path), entries), os.cpu_count() or 1
         return facts(
             'decoded', store, str(self.path), size, columns=2, threads=threads, worth_keeping=256

@@ -163,7 +163,7 @@ def _local(path: str | pathlib.Path) -> Iterator[Entry]:
             continue
         # Pipes and devices are left out: an open would wait on them for ever.
         if stat.S_ISREG(status.st_mode):
-            yield _entry(name, status)
+            yield entry_of(name, status)
 
 
 def _walk(folder: str) -> Iterator[Entry]:
@@ -183,10 +183,11 @@ def _walk(folder: str) -> Iterator[Entry]:
         if is_folder:
             yield from _walk(entry.path)
         elif status:
-            yield _entry(entry.path, status)
+            yield entry_of(entry.path, status)
 
 
-def _entry(path: str, status: os.stat_result) -> Entry:
+def entry_of(path: str, status: os.stat_result) -> Entry:
+    """A file on this machine, by what the system says of it."""
     return Entry(path, status.st_size, str(status.st_mtime_ns))
 
 

@@ -50,8 +50,9 @@ def trace_sampling(
     )
     # Pictures are decoded as the frames of one clip are.
     together, length = (count, num_frames) if num_frames else (1, count)
-    chunk = min(settings.decode_chunk or length, length)
-    window = engine.decoded_at_once(chunk, settings.decode_overlap, length)
+    window = engine.decoded_at_once(
+        settings.decode_chunk or length, settings.decode_overlap, length
+    )
     clips = place(jax.ShapeDtypeStruct((together, window, *size, z.shape[-1]), jnp.float32))
     return {'step': step, 'decode': engine._decode.trace(params, frozen, clips)}
 

@@ -165,22 +165,21 @@ def plan_sampling(
         rounded = lambda tree: jax.eval_shape(as_held, tree)
         weights = hold(rounded(shapes)), hold(rounded(engine.frozen_shapes(training=False)))
         traced = trace_sampling(engine, *weights, batch, count=count, place=place)
-        shares = _shares(engine, count)
+        length = engine.task.num_frames or count
+        chunk = engine.sampling.decode_chunk or length
+        shares = _shares(engine, count, chunk)
         programs = {name: compiled(x, topology, shares[name]) for name, x in traced.items()}
     steps = len(engine.sampling.sampler.plan(_sigmas(engine))['sigma'])
-    chunk = engine.sampling.decode_chunk or (engine.task.num_frames or count)
-    chunks = -(-(engine.task.num_frames or count) // chunk)
-    runs = {'step': steps, 'decode': chunks}
+    runs = {'step': steps, 'decode': -(-length // chunk)}
     chosen = _sampling_settings(config, chunk, dtype)
     plan = _on_one_device(topology, count, *weights, chosen, programs=programs, runs=runs)
     sizes = {} if mesh is None else dict(engine.devices.mesh.shape)
     return dataclasses.replace(plan, mesh=sizes, devices=math.prod(sizes.values()))
 
 
-def _shares(engine: DiffusionEngine, count: int) -> dict[str, int]:
+def _shares(engine: DiffusionEngine, count: int, chunk: int) -> dict[str, int]:
     """By program: over how many devices its work is split, as the engine splits it."""
     frames = engine.task.num_frames
-    chunk = min(engine.sampling.decode_chunk or (frames or count), frames or count)
     at_once = engine.decoded_at_once(chunk, engine.sampling.decode_overlap, frames or count)
     decoded = count if engine.decodes_clips else at_once * (count if frames else 1)
     step = 2 * count if engine.sampling.guided else count
