@@ -48,6 +48,8 @@ options() {
   TRAIN=("$@")
   case " $* " in
     *" --workdir"*) ;;
+    # Of a step it goes back to that step, and would with every restart.
+    *" --resume"*) fail "give --config FILE.py --workdir FOLDER in place of --resume: they go on where the run is" ;;
     *) fail "give train.py's flags after --: -- --config FILE.py --workdir FOLDER" ;;
   esac
 }

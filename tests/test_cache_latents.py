@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_pictures
+from jax.sharding import AbstractMesh
 from test_first_stage_files import small
 
 from sgm_jax.data import packed, pipeline
@@ -15,7 +16,9 @@ from sgm_jax.engines import build
 from sgm_jax.errors import UserError
 from sgm_jax.interop.checkpoint_files import write_model
 from sgm_jax.networks.layers import Keys
+from sgm_jax.parallel import mesh as meshes
 from sgm_jax.tools import cache_latents
+from sgm_jax.tools.plan_batch import training_batch
 from sgm_jax.training.loop import train
 
 
@@ -114,6 +117,23 @@ def test_the_loss_is_that_of_the_pictures(cache, config):
     loss = jax.jit(lambda batch: engine.loss(params, frozen, batch, jax.random.key(5))[0])
     losses = [loss(engine.prepare(batch)) for batch in (pictures, latents)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-4)
+
+
+def test_a_step_is_planned_with_what_the_cache_has(cache, config):
+    config = config.copy_and_resolve_references()
+    config.unlock()
+    config.data = {'name': 'cached_latents', 'path': str(cache)}
+    engine, mesh = build(config), AbstractMesh((1, 1, 2), meshes.AXES)
+    batch = next(pipeline.make_iterator(config.data, batch_size=config.train.batch_size, seed=0))
+    shape = lambda x: (np.shape(x), str(x.dtype))
+    found = training_batch(engine, config, mesh)
+    assert 'moments' in found
+    assert jax.tree.map(shape, found) == jax.tree.map(shape, engine.prepare(batch))
+    with pytest.raises(UserError, match='rows of the latents'):
+        training_batch(engine, config, AbstractMesh((1, 1, 8), meshes.AXES))
+    config.data.path = str(cache / 'none')
+    with pytest.raises(UserError, match='no cache of latents there'):
+        training_batch(engine, config, mesh)
 
 
 def test_a_run_learns_from_a_cache_and_another_model_refuses_it(cache, config, folder, tmp_path):

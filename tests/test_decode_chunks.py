@@ -12,7 +12,7 @@ from sgm_jax.config import load_config
 from sgm_jax.engines import build
 from sgm_jax.engines.ahead import trace_sampling
 from sgm_jax.interop import checkpoint_files, to_sgm
-from sgm_jax.tools.planning import batch_shapes
+from sgm_jax.tools.plan_batch import sampling_batch
 
 FRAMES = 25
 # A little above what docs/sampling.md has: the root mean square of what chunks change in one frame, as a
@@ -115,7 +115,7 @@ def test_a_plan_is_of_the_frames_that_a_decoder_is_given(decoder, seen):
     engine, params, frozen = model(decoder)
     sampling = dataclasses.replace(engine.sampling, decode_chunk=5, decode_overlap=2)
     engine = dataclasses.replace(engine, sampling=sampling)
-    batch = batch_shapes(engine, load_config('configs/svd.py:tiny'), 1)
+    batch = sampling_batch(engine, load_config('configs/svd.py:tiny'), 1)
     place = lambda tree: tree
     traced = trace_sampling(engine, params, frozen, batch, count=1, place=place)
     assert traced['decode'].out_info.shape[:2] == (1, seen)

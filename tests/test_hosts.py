@@ -285,6 +285,28 @@ def test_hosts_with_different_data_do_not_begin(tmp_path):
     assert latest_step(tmp_path / 'run') is None
 
 
+# train.py whose --workdir ends in the number of its process.
+APART = """
+import runpy, sys
+sys.argv = ['train.py', *(word.replace('NUMBER', sys.argv[-1][-1]) for word in sys.argv[1:])]
+runpy.run_path('train.py', run_name='__main__')
+"""
+
+
+@pytest.mark.slow
+def test_hosts_with_folders_of_their_own_do_not_begin(tmp_path):
+    config = processes.write_config(tmp_path / 'c.py', mesh=MESH, model='smallest', **TRAIN)
+    words = [f'--config={config}', f'--workdir={tmp_path / "run"}NUMBER']
+    with processes.started(words, tmp_path, program=('-c', APART)) as both:
+        assert both.wait() == [2, 2], both.said(0) + both.said(1)
+        told = [processes.mistakes(both.said(index)) for index in (0, 1)]
+    for (line,), words in zip(told, ('as the first', 'without what the first'), strict=True):
+        assert 'the workdir differs between the 2 processes' in line
+        assert f'with {words}' in line
+        assert '--workdir must be one folder that all hosts share' in line
+    assert not list(tmp_path.glob('run*/.opened*'))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_process_ends_the_other(victim, tmp_path):

@@ -166,6 +166,19 @@ def test_no_memory_for_pictures_costs_these_alone(straight, tmp_path, caplog, mo
     assert_same_state(tmp_path, straight)
 
 
+def test_no_memory_for_a_validation_costs_it_alone(straight, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('sgm_jax'), 'propagate', True)
+
+    def too_large(*_):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory, 17 GiB')
+
+    monkeypatch.setattr(AutoencodingEngine, 'validate', too_large)
+    train(smallest.config(validate_every=2), tmp_path)
+    words = 'no validation after step 2: a device has too little memory: Out of memory, 17 GiB; less takes'
+    assert words in caplog.text
+    assert_same_state(tmp_path, straight)
+
+
 def test_no_memory_for_the_test_leaves_the_run_trained(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('sgm_jax'), 'propagate', True)
 

@@ -196,7 +196,14 @@ def test_mistakes_are_one_line(script, words, message):
     assert done.stderr.startswith(f'error: {message}')
 
 
-def test_a_workdir_is_asked_for():
-    done = launch('slurm.sh', '--nodes=2', train=['--config=configs/svd.py'])
+@pytest.mark.parametrize(
+    ('words', 'said'),
+    [
+        (['--config=configs/svd.py'], "give train.py's flags after --"),
+        (['--resume=/shared/svd'], 'give --config FILE.py --workdir FOLDER in place of --resume'),
+    ],
+)
+def test_a_workdir_is_asked_for(words, said):
+    done = launch('slurm.sh', '--nodes=2', train=words)
     assert done.returncode == 2
-    assert "give train.py's flags after --" in done.stderr
+    assert said in done.stderr

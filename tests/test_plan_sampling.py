@@ -65,6 +65,6 @@ def test_what_would_make_a_sample_fit():
         runs={'decode': 1},
     )
     assert plan_report.verdict(plan) == (
-        'does not fit: 23.96 of 15.75 GiB; --dtype=bfloat16; a smaller --config.sample.decode_chunk; smaller '
-        'pictures, or a chip with more memory'
+        'does not fit: 23.96 of 15.75 GiB; --dtype=bfloat16; a smaller --config.sample.decode_chunk; --mesh '
+        'context=2 (a sample over 2 devices); smaller pictures, or a chip with more memory'
     )

@@ -2,11 +2,15 @@
 
 import logging
 import re
+import types
 
+import jax
 import numpy as np
 import pytest
 import smallest
+from jax.sharding import AbstractMesh
 
+from sgm_jax.parallel import mesh as meshes
 from sgm_jax.training import report
 from sgm_jax.training.loop import train
 from sgm_jax.training.setup import Setup
@@ -48,6 +52,20 @@ class Mesh:
 )
 def test_what_a_step_costs(turn, flops, kind, said):
     assert report.cost(turn, flops, Mesh(kind, 8)) == said
+
+
+def test_what_every_device_has_whole_is_said_with_the_flags_that_split_it():
+    mesh = Mesh('TPU v5 lite', 256)
+    mesh.shape = {'data': 1, 'fsdp': 256, 'context': 1}
+    shape = jax.ShapeDtypeStruct((3, 3, 960, 320), np.float32)
+    params = meshes.abstract({'network': shape}, AbstractMesh((1, 256, 1), meshes.AXES))
+    state = types.SimpleNamespace(
+        params=params, ema_params=params, opt_state={}, adversary=None, adversary_opt_state={}
+    )
+    assert report.lines(mesh, state, {})[-1] == (
+        'whole on every device: 1 large (10.5 MiB), for fsdp=256 divides none of their axes; '
+        '--config.mesh.data=4 --config.mesh.fsdp=64 splits all'
+    )
 
 
 def test_a_run_says_what_it_holds_and_costs_and_traces_its_step_once(tmp_path, caplog, monkeypatch):

@@ -178,8 +178,22 @@ def test_the_model_is_split_over_context_too():
     assert spec(3, 6) == PartitionSpec(None, 'fsdp')
 
 
+def test_what_fsdp_divides_no_axis_of_is_known_with_a_size_that_does():
+    # SVD's widest kernel of a size that 256 devices do not divide, and what they do.
+    mesh = AbstractMesh((1, 256, 1), meshes.AXES)
+    shapes = {'wide': (3, 3, 1920, 640), 'square': (1280, 1280), 'small': (320,)}
+    tree = {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in shapes.items()}
+    tree = meshes.abstract(tree, mesh)
+    assert [x.shape for x in meshes.unsplit(tree, mesh)] == [shapes['wide']]
+    assert meshes.fsdp_for_all(tree, mesh) == 128
+    fitting = AbstractMesh((2, 128, 1), meshes.AXES)
+    assert not meshes.unsplit(meshes.abstract(tree, fitting), fitting)
+    # Copies are meant to be whole.
+    assert not meshes.unsplit(tree, AbstractMesh((256, 1, 1), meshes.AXES))
+
+
 def test_rows_must_divide():
     mesh = AbstractMesh((1, 1, 8), meshes.AXES)
     meshes.check_rows(72, mesh)
-    with pytest.raises(UserError, match=r'mesh.context is 8, .* the 36 rows .* use 6'):
+    with pytest.raises(UserError, match=r'mesh.context is 8, .* the 36 rows .* use 4 '):
         meshes.check_rows(36, mesh)

@@ -5,6 +5,7 @@ With one process each of these functions does nothing, or what plain JAX does.
 
 import functools
 import itertools
+import secrets
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,17 @@ def check_same(what: str, value: str, hint: str) -> None:
             f'{what} differs between the {len(found)} processes (process {other[0]} from process 0; this '
             f'is process {jax.process_index()}, with {value[:80]}); {hint}'
         )
+
+
+def one_number() -> int:
+    """The same in every process, and another each time: the first has drawn it."""
+    number = secrets.randbits(31)
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    wait_for_all('a number')
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def wait_for_all(name: str) -> None:

@@ -10,10 +10,22 @@ from collections.abc import Mapping
 LOG = logging.getLogger(__name__)
 # JAX reads this one itself; ours is the folder of all that the package keeps.
 OWN, OURS = 'JAX_COMPILATION_CACHE_DIR', 'SGM_JAX_CACHE'
+# Below a folder that all hosts see.
+SHARED = 'compiled'
 
 
-def folder(variables: Mapping[str, str] = os.environ) -> pathlib.Path:
-    """Where: $SGM_JAX_CACHE/xla, or ~/.cache/sgm_jax/xla; below it one for each kind of processor."""
+def folder(
+    variables: Mapping[str, str] = os.environ, shared: pathlib.Path | None = None
+) -> pathlib.Path:
+    """Where: $SGM_JAX_CACHE/xla, or ~/.cache/sgm_jax/xla; below it one for each kind of processor.
+
+    With several processes it is `shared` / compiled, unless the variable names another: JAX writes from the
+    first process alone, and homes of machines are apart.
+    """
+    import jax
+
+    if shared is not None and jax.process_count() > 1 and not variables.get(OURS):
+        return shared / SHARED / _processor()
     return base(variables) / 'xla' / _processor()
 
 
@@ -25,11 +37,14 @@ def base(variables: Mapping[str, str] = os.environ) -> pathlib.Path:
     return pathlib.Path(home).expanduser() / 'sgm_jax'
 
 
-def keep_compiled(wanted: bool = True) -> pathlib.Path | None:
+def keep_compiled(
+    wanted: bool = True, *, shared: pathlib.Path | None = None
+) -> pathlib.Path | None:
     """Turns the cache on, before anything is compiled; the folder, or None where there is no cache.
 
     Compiling the training step of a large model takes minutes, reading it takes seconds. A folder that
     $JAX_COMPILATION_CACHE_DIR names is JAX's own affair. One that cannot be written is said, and no more.
+    `shared` is a folder that all processes see, if there are several.
     """
     import jax
 
@@ -39,7 +54,7 @@ def keep_compiled(wanted: bool = True) -> pathlib.Path | None:
     if jax.config.jax_compilation_cache_dir:
         return pathlib.Path(jax.config.jax_compilation_cache_dir)
     try:
-        path = folder()
+        path = folder(shared=shared)
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise PermissionError(13, 'not writable', str(path))

@@ -169,6 +169,24 @@ def bytes_per_device(tree: PyTree) -> int:
     )
 
 
+def unsplit(tree: PyTree, mesh: jax.sharding.Mesh) -> list:
+    """Of arrays, or shapes with shardings: the large ones that every device has whole, for all `fsdp`."""
+    if mesh.shape['fsdp'] == 1:
+        return []
+    return [x for x in _large(tree) if x.sharding.is_fully_replicated]
+
+
+def fsdp_for_all(tree: PyTree, mesh: jax.sharding.Mesh) -> int:
+    """The most devices of those along `fsdp` that divide an axis of each large array; 1 if none do."""
+    size, shapes = mesh.shape['fsdp'], [x.shape for x in _large(tree)]
+    divides = lambda n: all(any(axis % n == 0 for axis in shape) for shape in shapes)
+    return next((n for n in range(size, 1, -1) if size % n == 0 and divides(n)), 1)
+
+
+def _large(tree: PyTree) -> list:
+    return [x for x in jax.tree.leaves(tree) if math.prod(x.shape) >= MIN_SIZE]
+
+
 def check_batch(batch_size: int, mesh: jax.sharding.Mesh) -> None:
     """Raises a UserError unless a global batch divides over the mesh."""
     count = math.prod(mesh.shape[axis] for axis in BATCH)
@@ -191,10 +209,10 @@ def check_rows(rows: int, mesh: jax.sharding.Mesh) -> None:
     """Raises a UserError unless `context` divides the rows of an example's latents (or pixels)."""
     size = mesh.shape[CONTEXT]
     if rows % size:
-        fitting = [n for n in range(1, size) if rows % n == 0]
+        fitting = [n for n in range(1, size) if rows % n == 0 and mesh.size % n == 0]
         raise UserError(
             f'mesh.context is {size}, which does not divide the {rows} rows of the latents that the network '
-            f'works on; use {fitting[-1]}, or another height'
+            f'works on; use {fitting[-1]} (of {mesh.size} devices), or another height'
         )
 
 

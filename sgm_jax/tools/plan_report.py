@@ -116,13 +116,25 @@ def advice(plan: Plan) -> str:
             ways.append('--dtype=bfloat16')
         if plan.settings.get('sample.decode_chunk', 1) > 1:
             ways.append('a smaller --config.sample.decode_chunk')
+        context = 2 * plan.mesh.get('context', 1)
+        ways.append(f'--mesh context={context} (a sample over {context} devices)')
         return '; '.join([*ways, 'smaller pictures, or a chip with more memory'])
-    if plan.batch_size > plan.devices:
-        ways.append(f'--config.train.batch_size={plan.devices} (one example per device)')
-    if plan.settings.get('model.network.remat', '') in ('none', 'dots', 'attention'):
+    context = plan.mesh.get('context', 1)
+    if plan.batch_size > plan.devices // context:
+        examples = 'one example per device' if context == 1 else f'one for each {context} devices'
+        ways.append(f'--config.train.batch_size={plan.devices // context} ({examples})')
+    rule = plan.settings.get('model.network.remat', '')
+    if rule in ('none', 'transformer', 'dots', 'attention'):
         ways.append('--config.model.network.remat=layer')
+    elif rule in ('block', 'layer'):
+        ways.append('--config.model.network.remat=full')
     if plan.mesh.get('data', 1) > 1:
         ways.append('--config.mesh.data=1 --config.mesh.fsdp=-1')
+    if plan.devices % (2 * context) == 0:
+        batch = f'--config.train.batch_size={plan.devices // (2 * context)}'
+        ways.append(
+            f'--config.mesh.context={2 * context} {batch} (an example over several devices)'
+        )
     ways.append('smaller frames, or chips with more memory')
     return '; '.join(ways)
 

@@ -1,7 +1,7 @@
 """Trying settings until the best that fits is found."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -9,25 +9,50 @@ import ml_collections
 from sgm_jax.errors import UserError
 from sgm_jax.parallel.topologies import Topology
 from sgm_jax.tools import plan_report
-from sgm_jax.tools.planning import Plan, plan_training
+from sgm_jax.tools.planning import Plan, latent_rows, plan_training
 
 Choice = Mapping[str, Any]
-# Examples per device.
+# Examples per device, or per `context` of them.
 PER_DEVICE = (1, 2, 4, 8)
 
 
-def meshes(devices: int) -> Iterator[Choice]:
-    """The model split over all devices, over a few neighbours, and not at all."""
-    for fsdp in dict.fromkeys((devices, min(devices, 64), min(devices, 8), 1)):
-        if devices % fsdp == 0:
-            yield {'mesh.data': devices // fsdp, 'mesh.fsdp': fsdp}
+# What fits these only, takes more time for an example: tried where nothing else fits.
+LAST, OVER = 'full', (2, 4, 8)
 
 
-def remats(config: ml_collections.ConfigDict) -> Iterator[Choice]:
-    """From what keeps most to what computes most again, where the network has rules of remat."""
-    if 'remat' not in config.model.get('network', {}):
-        return iter([{}])
-    return iter([{'model.network.remat': name} for name in ('none', 'dots', 'layer')])
+def meshes(devices: int, context: int = 1) -> Iterator[Choice]:
+    """The model split over all devices, over a few neighbours, and not at all; an example over `context`."""
+    groups = devices // context
+    for fsdp in dict.fromkeys((groups, min(groups, 64), min(groups, 8), 1)):
+        if groups % fsdp == 0:
+            yield {'mesh.data': groups // fsdp, 'mesh.fsdp': fsdp, 'mesh.context': context}
+
+
+def remats(config: ml_collections.ConfigDict) -> list[Choice]:
+    """The config's own, then from what keeps most to what computes most again."""
+    network = config.model.get('network', {})
+    if 'remat' not in network:
+        return [{}]
+    names = dict.fromkeys((network.remat, 'none', 'transformer', 'dots', 'layer'))
+    return [{'model.network.remat': name} for name in names if name]
+
+
+def attempts(
+    config: ml_collections.ConfigDict, devices: int
+) -> Iterator[Iterable[tuple[Choice, Choice]]]:
+    """Meshes with rules of remat, in groups: the next is tried where nothing of those before it fits."""
+    own, rules = max(1, config.get('mesh', {}).get('context', 1)), remats(config)
+    if devices % own:
+        raise UserError(f'mesh.context is {own}, which does not divide {devices} devices')
+    yield itertools.product(meshes(devices, own), rules)
+    if rules == [{}]:
+        return
+    least = [{'model.network.remat': LAST}]
+    yield itertools.product(meshes(devices, own), least)
+    rows = latent_rows(config)
+    for context in OVER:
+        if own == 1 and devices % context == 0 and rows % context == 0:
+            yield itertools.product(meshes(devices, context), rules[:1])
 
 
 def search(
@@ -42,16 +67,20 @@ def search(
     Batches grow until one does not fit. `found` is given each plan, `show` a line about it.
     """
     best = None
-    for mesh, remat in itertools.product(meshes(topology.size), list(remats(config))):
-        for per_device in PER_DEVICE:
-            choice = {**mesh, **remat, 'train.batch_size': per_device * topology.size}
-            plan = plan_training(chosen(config, choice), topology)
-            show(f'{line(choice)}: {plan_report.verdict(plan)}{_speed(plan)}')
-            found(plan)
-            if not plan_report.fits(plan):
-                break
-            if best is None or speed(plan) > speed(best):
-                best = plan
+    for group in attempts(config, topology.size):
+        for mesh, remat in group:
+            copies = topology.size // mesh['mesh.context']
+            for each in PER_DEVICE:
+                choice = {**mesh, **remat, 'train.batch_size': each * copies}
+                plan = plan_training(chosen(config, choice), topology)
+                show(f'{line(choice)}: {plan_report.verdict(plan)}{_speed(plan)}')
+                found(plan)
+                if not plan_report.fits(plan):
+                    break
+                if best is None or speed(plan) > speed(best):
+                    best = plan
+        if best is not None:
+            break
     if best is None:
         show(f'nothing fits {topology.name}; smaller frames, or chips with more memory')
     return best

@@ -12,11 +12,10 @@ import ml_collections
 import numpy as np
 
 from sgm_jax.config import plain
-from sgm_jax.engines import DiffusionEngine, Engine
+from sgm_jax.engines import DiffusionEngine
 from sgm_jax.engines import build as build_engine
 from sgm_jax.engines.ahead import trace_reconstruction, trace_sampling
 from sgm_jax.engines.devices import over_mesh
-from sgm_jax.errors import UserError
 from sgm_jax.parallel import flops, hlo
 from sgm_jax.parallel import mesh as meshes
 from sgm_jax.parallel.memory import needed_bytes, peak_bytes
@@ -24,6 +23,7 @@ from sgm_jax.parallel.mesh import bytes_per_device
 from sgm_jax.parallel.topologies import Topology
 from sgm_jax.platforms import target
 from sgm_jax.sampling import precision
+from sgm_jax.tools.plan_batch import sampling_batch, training_batch
 from sgm_jax.training.setup import Setup
 
 PyTree = Any
@@ -98,9 +98,7 @@ def plan_training(config: ml_collections.ConfigDict, topology: Topology) -> Plan
         engine, mesh = setup.engine, setup.mesh
         whole = meshes.replicated(mesh)
         frozen = setup.frozen_shapes()
-        shapes = batch_shapes(engine, config)
-        meshes.check_rows(engine.latent_rows(shapes), mesh)
-        batch = _placed(shapes, meshes.over_batch(mesh))
+        batch = _placed(training_batch(engine, config, mesh), meshes.over_batch(mesh))
         key = _placed(jax.eval_shape(lambda: jax.random.key(0)), whole)
         # The last turn: of an adversarial training, one with all players.
         turn = engine.turn(config.train.steps - config.train.steps % 2)
@@ -124,8 +122,14 @@ def plan_training(config: ml_collections.ConfigDict, topology: Topology) -> Plan
         parts=parts,
         programs={'step': program},
         runs={'step': 1},
-        unsplit=_unsplit(state.params, mesh),
+        unsplit=bytes_per_device(meshes.unsplit(state.params, mesh)),
     )
+
+
+def latent_rows(config: ml_collections.ConfigDict) -> int:
+    """Of what a config samples, or of the pictures that it trains on: what `mesh.context` divides."""
+    engine = build_engine(config)
+    return engine.latent_rows(sampling_batch(engine, config, 1))
 
 
 def plan_sampling(
@@ -159,7 +163,7 @@ def plan_sampling(
             meshes.check_rows(size[0], engine.devices.mesh)
         if not isinstance(engine, DiffusionEngine):
             return _plan_reconstruction(engine, config, topology, count, place)
-        batch = batch_shapes(engine, config, count)
+        batch = sampling_batch(engine, config, count)
         shapes = jax.eval_shape(engine.init, jax.random.key(0))
         as_held = functools.partial(precision.hold, dtype=dtype)
         rounded = lambda tree: jax.eval_shape(as_held, tree)
@@ -193,7 +197,7 @@ def _sigmas(engine) -> np.ndarray:
 def _plan_reconstruction(engine, config, topology, count, place) -> Plan:
     params = place(jax.eval_shape(engine.init, jax.random.key(0)))
     frozen = place(engine.frozen_shapes(training=False))
-    pictures = place(batch_shapes(engine, config, count)['jpg'])
+    pictures = place(sampling_batch(engine, config, count)['jpg'])
     pictures = Shape((count, *pictures.shape[-3:]), np.float32, sharding=pictures.sharding)
     traced = trace_reconstruction(engine, params, frozen, pictures, place=place)
     programs = {name: compiled(x, topology) for name, x in traced.items()}
@@ -257,44 +261,6 @@ def _lowering(platform: str) -> str:
     return {'gpu': 'cuda'}.get(platform, platform)
 
 
-def batch_shapes(
-    engine: Engine, config: ml_collections.ConfigDict, count: int | None = None
-) -> dict[str, Shape]:
-    """Shapes of a batch of the config's data, as it goes to the devices; no data are read."""
-    count = count or config.train.batch_size
-    node = config.data
-    while 'sources' in node:
-        node = node.sources[0]
-    sizes = node if 'height' in node else config.get('sample', {})
-    if 'height' not in sizes:
-        raise UserError(
-            'config.data has no height and width; give --config.sample.height and .width'
-        )
-    size = (sizes['height'], sizes['width'])
-    num_frames = node.get('num_frames', None)
-    shape = getattr(getattr(engine, 'structure', None), 'shape', None)
-    channels = 3
-    if getattr(shape, 'first_stage', 0) is None:
-        channels = shape.network.frame.out_conv.out_features
-    record = {
-        'jpg': np.zeros(((num_frames,) if num_frames else ()) + (*size, channels), np.float32)
-    }
-    reads = getattr(getattr(shape, 'conditioner', None), 'reads', ())
-    made = getattr(getattr(engine, 'task', None), 'makes', ())
-    for key in sorted(set(reads) - set(made)):
-        record[key] = _entry(key)
-    one = engine.prepare({key: np.asarray(value)[None] for key, value in record.items()})
-    return {k: Shape((count, *np.shape(v)[1:]), np.asarray(v).dtype) for k, v in one.items()}
-
-
-def _entry(key: str) -> Any:
-    if key == 'txt':
-        return 'a picture'
-    if key == 'cls':
-        return np.int32(0)
-    return np.zeros((2,) if key.endswith(('_as_tuple', '_top_left')) else (), np.float32)
-
-
 def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What decides over memory and time, by config key."""
     network = plain(config.model.get('network', {}))
@@ -310,12 +276,6 @@ def _sampling_settings(config, chunk: int, dtype: str | None) -> dict[str, Any]:
     kept = ('model.network.dtype', 'model.network.attention')
     of_network = {key: value for key, value in settings(config).items() if key in kept}
     return {**of_network, 'sample.decode_chunk': chunk, 'dtype': dtype or 'float32'}
-
-
-def _unsplit(params: PyTree, mesh: jax.sharding.Mesh) -> float:
-    large = [x for x in jax.tree.leaves(params) if x.size >= meshes.MIN_SIZE]
-    alone = [x for x in large if x.sharding.is_fully_replicated]
-    return bytes_per_device(alone) if mesh.shape['fsdp'] > 1 else 0.0
 
 
 def _placed(tree: PyTree, sharding: jax.sharding.Sharding) -> PyTree:

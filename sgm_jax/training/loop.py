@@ -36,9 +36,13 @@ from sgm_jax.training.terminal import Progress
 from sgm_jax.training.trackers import WeightsAndBiases
 from sgm_jax.training.validation import Validation
 from sgm_jax.training.window import Window, broken
-from sgm_jax.training.workdir import LOGS, leaves, open_workdir
+from sgm_jax.training.workdir import LOGS, SHARED, leaves, open_workdir
 
 LOG = logging.getLogger(__name__)
+FEWER_AT_ONCE = (
+    'less takes a smaller --config.train.validate_batch; --config.train.validate_every=0 looks at '
+    'none'
+)
 FEWER = (
     'less takes a smaller --config.pictures.max_images or, of a diffusion model, '
     '--config.sample.decode_chunk=1; --config.train.image_every=0 draws none'
@@ -188,7 +192,7 @@ class _Run:
         agreement.check_same(
             'the newest checkpoint',
             f'{self.workdir} at step {begin}',
-            '--workdir must be one folder that all hosts share',
+            SHARED,
         )
         if begin is None:
             return self.setup.first_state(key), 0
@@ -290,7 +294,15 @@ class _Run:
             return
         self.pulse.at(self.step, 'validating')
         with self.window.paused():
-            self.validated = self.validation(self.state, self.frozen)
+            # As of pictures: made by all hosts together.
+            copies = self.validation.copies(self.state, self.frozen)
+            try:
+                with memory.or_else(FEWER_AT_ONCE):
+                    self.validated = self.validation(copies)
+            except memory.TooLittleError as error:
+                # Nothing of the training is lost by it.
+                LOG.warning('no validation after step %d: %s', self.step, error)
+                return
             self.logs.scalars(self.step, self.validated)
 
     def _known(self) -> dict[str, float]:

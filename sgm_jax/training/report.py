@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from sgm_jax.parallel import mesh as meshes
 from sgm_jax.parallel.estimate import EFFICIENCY
 from sgm_jax.parallel.mesh import bytes_per_device
 from sgm_jax.parallel.topologies import peak_flops
@@ -69,6 +70,13 @@ def lines(mesh: jax.sharding.Mesh, state: TrainState, frozen: PyTree) -> list[st
         + ', '.join(f'{name} {_size(size)}' for name, size in sizes.items() if size)
         + '), besides activations'
     )
+    if whole := meshes.unsplit(state.params, mesh):
+        fsdp, size = mesh.shape['fsdp'], meshes.fsdp_for_all(state.params, mesh)
+        data = mesh.shape['data'] * fsdp // size
+        said.append(
+            f'whole on every device: {len(whole)} large ({_size(bytes_per_device(whole))}), for fsdp={fsdp} '
+            f'divides none of their axes; --config.mesh.data={data} --config.mesh.fsdp={size} splits all'
+        )
     return said
 
 

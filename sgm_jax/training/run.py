@@ -72,18 +72,18 @@ def run(
     if not (choices.train or choices.test):
         raise UserError('--notrain and --notest leave nothing to do; give one of them')
     hosts.start(launch)
-    cache.keep_compiled(choices.keep_compiled)
     from sgm_jax.training import runs
 
+    workdir = pathlib.Path(choices.workdir).expanduser() if choices.workdir else None
+    step = None
     if choices.resume:
         workdir, step = runs.resumed(choices.resume)
-        config = read_config(workdir) if config is None else config
-        if step is not None:
-            runs.back_to(workdir, step)
-    elif choices.workdir:
-        workdir = pathlib.Path(choices.workdir).expanduser()
-    else:
-        workdir = runs.new_workdir(choices.name, choices.postfix)
+    # Before anything is compiled; for runs that are named by their time, where all of these are.
+    cache.keep_compiled(choices.keep_compiled, shared=workdir or pathlib.Path(runs.ROOT))
+    workdir = workdir or runs.new_workdir(choices.name, choices.postfix)
+    config = read_config(workdir) if config is None else config
+    if step is not None:
+        runs.back_to(workdir, step)
     aside = choices.debug and not (choices.workdir or choices.resume)
     kept = _moved_aside(workdir) if aside else contextlib.nullcontext()
     with hosts.told_apart(), kept:

@@ -40,7 +40,7 @@ def test(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, 
             raise UserError(f'{workdir} has no complete checkpoint to test')
         state = checkpoints.restore(step, setup.wanted)
     frozen = setup.frozen(keys[0])
-    figures = validation(state, frozen, prefix='test')
+    figures = validation(validation.copies(state, frozen), prefix='test')
     LOG.info('test of step %d, on %d held-out examples:', step, validation.examples)
     for name, value in sorted(figures.items()):
         LOG.info('  %-32s %.5g', name, value)

@@ -11,12 +11,13 @@ from sgm_jax.engines import Engine
 from sgm_jax.parallel import agreement
 from sgm_jax.training.state import TrainState
 
+PyTree = Any
+
 
 class Validation:
     """Measures a state's parameters (`val/...`) and their average (`val_ema/...`), as sgm names them.
 
-    With several hosts, each measures the same from copies of the weights on its own devices; all must be
-    asked at the same step, for the copies are made together.
+    With several hosts, each measures the same from copies of the weights on its own devices.
 
     Args:
       examples: held-out ones that are looked at, at most.
@@ -41,10 +42,13 @@ class Validation:
         self._batches = pipeline.held_out_batches(source, count // size, size)
         self.examples = count // size * size
 
-    def __call__(self, state: TrainState, frozen: Any, *, prefix: str = 'val') -> dict[str, float]:
-        """Figures by name."""
-        trees = agreement.to_each_host((state.params, state.ema_params, frozen), self._mesh)
-        params, ema_params, frozen = trees
+    def copies(self, state: TrainState, frozen: PyTree) -> PyTree:
+        """What is measured, on this host's devices; all hosts must ask together."""
+        return agreement.to_each_host((state.params, state.ema_params, frozen), self._mesh)
+
+    def __call__(self, copies: PyTree, *, prefix: str = 'val') -> dict[str, float]:
+        """Figures by name; this host's own work."""
+        params, ema_params, frozen = copies
         figures = collections.defaultdict(list)
         # Examples are read once for both.
         for index, batch in enumerate(self._batches()):

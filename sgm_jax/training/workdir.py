@@ -5,6 +5,7 @@ starts.jsonl   when, by which command and with which code it was started
 checkpoints/   one folder per kept step
 logs/          TensorBoard's event files, and the history
 pictures/      PNG and mp4, by split
+compiled/      programs, where several hosts train (parallel/cache.py)
 broken/        the state and batch of a step whose numbers were not finite
 """
 
@@ -27,6 +28,7 @@ from sgm_jax.parallel import agreement
 from sgm_jax.training.options import defaults
 
 LOGS, PICTURES = 'logs', 'pictures'
+SHARED = '--workdir must be one folder that all hosts share'
 # What may differ when a run is taken up again: how long, how often, where the files and the devices are.
 FREE = (
     'train.steps',
@@ -74,7 +76,8 @@ def open_workdir(workdir: str | os.PathLike, config: ml_collections.ConfigDict) 
     Of several processes the first writes; the others go on when it has.
 
     Raises:
-      UserError: it is another run's, or cannot be written; or processes have different configs.
+      UserError: it is another run's, or cannot be written; or processes have different configs, or
+        different folders of one name.
     """
     agreement.check_same(
         'the config', json.dumps(_saved(config)), 'give the same flags on all hosts'
@@ -94,7 +97,26 @@ def open_workdir(workdir: str | os.PathLike, config: ml_collections.ConfigDict) 
             f'{path}: cannot be used as a workdir ({error.strerror or error}); choose another --workdir'
         ) from error
     agreement.wait_for_all('the workdir is open')
+    _check_shared(path)
     return path
+
+
+def _check_shared(path: pathlib.Path) -> None:
+    """What the first process writes there, all others must see: parts of a checkpoint belong together."""
+    if jax.process_count() == 1:
+        return
+    # A name that no host has looked for before: no network's file system remembers that it is not there.
+    mark = path / f'.opened-{agreement.one_number()}'
+    first = jax.process_index() == 0
+    try:
+        if first:
+            mark.touch()
+        agreement.wait_for_all('the workdir is marked')
+        seen = 'as the first sees it' if mark.exists() else 'without what the first wrote there'
+        agreement.check_same('the workdir', f'{seen}: {path}', SHARED)
+    finally:
+        if first:
+            mark.unlink(missing_ok=True)
 
 
 def _saved(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -1,7 +1,11 @@
-"""Which kernel attention takes on GPUs that are not here: traced, never compiled."""
+"""Which kernels GPUs that are not here would run: traced, and compiled where the CUDA plugin is."""
 
 import functools
+import importlib.util
 import math
+import pathlib
+import subprocess
+import sys
 import types
 
 import jax
@@ -12,6 +16,7 @@ from sgm_jax.networks import remat
 from sgm_jax.networks.attention import attend
 from sgm_jax.platforms import has_flash_attention, target
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 CUDNN = 'dot_product_attention_fwd_wrapper'
 
 
@@ -84,3 +89,47 @@ def test_older_gpus_do_without_cudnn(monkeypatch, capability, found):
     assert has_flash_attention() is found
     with target('gpu', 'H100'):
         assert has_flash_attention()
+
+
+GPU = """
+from sgm_jax.parallel import hlo, topologies
+topology = topologies.parse('8xH100')
+topologies.prepare_process(topology)
+import jax, jax.numpy as jnp
+from sgm_jax.networks.attention import attend
+from sgm_jax.platforms import target
+sharding = jax.sharding.SingleDeviceSharding(topology.one().devices()[0])
+for queries, keys in ((25, 25), (128, 77), (14, 14)):
+    one = lambda n: jax.ShapeDtypeStruct((8, n, 2, 64), jnp.bfloat16, sharding=sharding)
+    shapes = one(queries), one(keys), one(keys)
+    with target('gpu'):
+        loss = lambda q, k, v: attend(q, k, v).astype(jnp.float32).sum()
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*shapes)
+        text = traced.lower(lowering_platforms=('cuda',)).compile().as_text()
+    print(sorted(hlo.read(text).custom_calls))
+one = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+names = ('NHWC', 'HWIO', 'NHWC')
+convolve = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=names)
+loss = lambda x, w: jnp.square(convolve(x, w).astype(jnp.float32)).sum()
+traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(one(2, 32, 32, 64), one(3, 3, 64, 64))
+text = traced.lower(lowering_platforms=('cuda',)).compile().as_text()
+print(sorted(hlo.read(text).custom_calls))
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec('jax_plugins') is None
+    or importlib.util.find_spec('jax_plugins.xla_cuda13') is None,
+    reason='needs the CUDA plugin: pip install "jax[cuda13]"',
+)
+def test_cudnn_on_a_gpu_that_is_not_here():
+    # Attention of odd numbers of frames and words, too, and a convolution, with their gradients.
+    done = subprocess.run(
+        [sys.executable, '-c', GPU], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    kernels = "['__cudnn$fmhaSoftmax', '__cudnn$fmhaSoftmaxBackward']"
+    *attention, convolution = done.stdout.splitlines()
+    assert attention == [kernels] * 3
+    for kernel in ('BackwardFilter', 'BackwardInput', 'Forward'):
+        assert f'__cudnn$conv{kernel}' in convolution
