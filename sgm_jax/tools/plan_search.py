@@ -16,7 +16,7 @@ Choice = Mapping[str, Any]
 PER_DEVICE = (1, 2, 4, 8)
 
 
-# What fits these only, takes more time for an example: tried where nothing else fits.
+# These save memory for more time of an example: tried where nothing else fits.
 LAST, OVER = 'full', (2, 4, 8)
 
 
@@ -45,10 +45,8 @@ def attempts(
     if devices % own:
         raise UserError(f'mesh.context is {own}, which does not divide {devices} devices')
     yield itertools.product(meshes(devices, own), rules)
-    if rules == [{}]:
-        return
-    least = [{'model.network.remat': LAST}]
-    yield itertools.product(meshes(devices, own), least)
+    if rules != [{}]:
+        yield itertools.product(meshes(devices, own), [{'model.network.remat': LAST}])
     rows = latent_rows(config)
     for context in OVER:
         if own == 1 and devices % context == 0 and rows % context == 0:
