@@ -130,7 +130,7 @@ def test_a_step_is_planned_with_what_the_cache_has(cache, config):
     assert 'moments' in found
     assert jax.tree.map(shape, found) == jax.tree.map(shape, engine.prepare(batch))
     with pytest.raises(UserError, match='rows of the latents'):
-        training_batch(engine, config, AbstractMesh((1, 1, 8), meshes.AXES))
+        training_batch(engine, config, AbstractMesh((1, 1, 3), meshes.AXES))
     config.data.path = str(cache / 'none')
     with pytest.raises(UserError, match='no cache of latents there'):
         training_batch(engine, config, mesh)

@@ -137,7 +137,14 @@ def test_mistakes_in_the_words_of_sample(run, tmp_path):
     assert not (tmp_path / 'video.mp4').exists()
 
 
-@pytest.mark.parametrize('suffix', ['.mp4', '.gif', '.png'])
+@pytest.mark.parametrize(
+    'suffix',
+    [
+        '.mp4',
+        pytest.param('.gif', marks=pytest.mark.slow),
+        pytest.param('.png', marks=pytest.mark.slow),
+    ],
+)
 def test_a_picture_becomes_a_file(run, cache, tmp_path, suffix):
     picture, output = tmp_path / 'picture.jpg', tmp_path / 'new' / f'video{suffix}'
     Image.fromarray(np.full((30, 20, 3), 99, np.uint8)).save(picture)
@@ -153,6 +160,7 @@ def test_a_picture_becomes_a_file(run, cache, tmp_path, suffix):
         assert (frames.shape, round(fps)) == ((2, 16, 16, 3), 10)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_newest_checkpoint(run, smallest_file, cache, tmp_path):
     """SIGKILL while checkpoints are being written, at several moments; then the same command."""
     words = [sys.executable, 'train.py', f'--config={smallest_file}', f'--workdir={tmp_path}']
@@ -187,6 +195,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(run, smallest_file, cac
     assert latest_step(tmp_path) == reached + 1
 
 
+@pytest.mark.slow
 def test_a_stopped_run_says_so(smallest_file, cache, tmp_path):
     words = [sys.executable, 'train.py', f'--config={smallest_file}', f'--workdir={tmp_path}']
     words.append('--notest')

@@ -1,6 +1,7 @@
 """Memorising: trained on one real clip, the sampler gives the clip back from its first frame."""
 
 import numpy as np
+import pytest
 
 from sgm_jax.config import load_config
 from sgm_jax.data import files, pipeline
@@ -12,6 +13,7 @@ from sgm_jax.training.loop import train
 FRAMES, SIZE = 6, 24
 
 
+@pytest.mark.slow
 def test_one_clip_comes_back(tmp_path, monkeypatch):
     # Here it is the running that takes long: compile as users do.
     quick = ('xla_backend_optimization_level', 'xla_llvm_disable_expensive_passes')

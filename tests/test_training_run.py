@@ -97,6 +97,7 @@ def test_the_same_command_after_the_end_does_nothing(run):
     jax.tree.map(np.testing.assert_array_equal, before, state_of(run.config, run.workdir, 4))
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_costs_nothing(run, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(run.workdir, workdir)
