@@ -67,18 +67,6 @@ FAULTS = {
                 resource.setrlimit(resource.RLIMIT_FSIZE, free)
         Checkpoints.save = failing
     """,
-    'disk of one': """
-        import resource, jax
-        from sgm_jax.training.checkpoints import Checkpoints
-        save = Checkpoints.save
-        def failing(self, step, *rest):
-            free = resource.getrlimit(resource.RLIMIT_FSIZE)
-            self.settle()
-            if flag.exists() and step > 3 and jax.process_index() == 1:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, free[1]))
-            save(self, step, *rest)
-        Checkpoints.save = failing
-    """,
     # So slow that a signal meets it in the middle.
     'slow': """
         import time
@@ -219,21 +207,6 @@ def test_a_full_disk(undisturbed, tmp_path, count):
     (tmp_path / 'flag').unlink()
     assert_ends(tmp_path, words, count)
     assert_as_undisturbed(tmp_path, undisturbed(count))
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_full_for_one_of_two(undisturbed, tmp_path):
-    words = write(tmp_path, 2, 'disk of one')
-    (tmp_path / 'flag').touch()
-    # Step 6 is saved in part, and there is no other checkpoint for a long time.
-    with run(tmp_path, [*words, '--config.train.steps=4000'], 2) as these:
-        assert these.wait(200) == [hosts.LOST, 2], these.said(0) + these.said(1)
-        (told,) = processes.mistakes(these.said(1))
-        assert 'a checkpoint could not be written' in told
-        assert 'has lost another one' in processes.mistakes(these.said(0))[-1]
-    (tmp_path / 'flag').unlink()
-    assert_ends(tmp_path, words, 2)
-    assert_as_undisturbed(tmp_path, undisturbed(2))
 
 
 @pytest.mark.slow

@@ -103,8 +103,7 @@ class Checkpoints:
     """The checkpoints of a workdir; a context that ends when the last one is on the disk.
 
     A save that fails (a full disk, a bucket that does not answer) is told, costs its own checkpoint and no
-    other, and the run goes on; only if it was the last one does the context end with an error. With several
-    processes it ends with an error at once: the others wait for this one's part, and would for an hour.
+    other, and the run goes on; only if it was the last one does the context end with an error.
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: Keep | int, reads: bool = False):
@@ -196,11 +195,11 @@ class Checkpoints:
         if pending is None:
             return
         try:
-            self._wait_for(pending)
+            pending.response.result()
         except _ERRORS as error:
             self._failed(error, pending.step)
             return
-        if self._failure is not None:
+        if self._failure is not None and jax.process_count() == 1:
             # What there is of saves that failed: while they do, threads of Orbax still write into it.
             for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
                 shutil.rmtree(path, ignore_errors=True)
@@ -220,54 +219,26 @@ class Checkpoints:
             'checkpoint/waited_seconds': pending.waited,
         }
 
-    def _wait_for(self, pending: _Pending) -> None:
-        if jax.process_count() == 1:
-            pending.response.result()
-            return
-        deadline = pending.start + TIMEOUT + 60
-        while True:
-            try:
-                pending.response.result(timeout=1)
-                return
-            except TimeoutError:
-                if time.perf_counter() > deadline:
-                    raise
-                self._check_own_part(pending.step)
-
-    def _check_own_part(self, step: int | None = None) -> None:
-        """Of several processes: ends the run where this one's part of a checkpoint could not be written.
-
-        Orbax tells only when all have come to the end of their parts, and those that wait for this one's wait
-        until TIMEOUT.
-        """
-        try:
-            self._orbax._manager.check_for_errors()  # no public name has it
-        except _ERRORS as error:
-            self._failed(error, step)
-
     def report(self) -> dict[int, dict[str, float]]:
         """Numbers of the saves that were completed since the last report, by step."""
         if self._pending and self._pending.end is not None:
             self.settle()
-        elif self._pending and jax.process_count() > 1:
-            self._check_own_part()
         found, self._reports = self._reports, {}
         return found
 
     def _failed(self, error: Exception, step: int | None = None) -> None:
         if hosts.is_lost(error):
             raise error
-        if jax.process_count() > 1:
-            raise _unwritable(self.folder, error) from error
         self._failure = error
         LOG.error(
             'error: %s%s; training goes on, and the next checkpoint is tried as usual',
             _unwritable(self.folder, error),
             '' if step is None else f' (step {step})',
         )
-        # Orbax's own goes on as if the step were saved. Its threads may still write into what is half
-        # written: that is left until a save succeeds.
-        self._orbax = self._open(cleans=False)
+        if jax.process_count() == 1:
+            # Orbax's own goes on as if the step were saved. Its threads may still write into what is half
+            # written: that is left until a save succeeds.
+            self._orbax = self._open(cleans=False)
 
     def restore(
         self, step: int, wanted: TrainState, data: grain.DatasetIterator | None = None
