@@ -153,12 +153,12 @@ def test_what_ranks_checkpoints_is_known_or_there_is_a_word(tmp_path, caplog, mo
     assert caplog.text.count('none of the best') == 1
 
 
+def too_large(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory, 17 GiB')
+
+
 def test_no_memory_for_pictures_costs_these_alone(straight, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('sgm_jax'), 'propagate', True)
-
-    def too_large(*_):
-        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory, 17 GiB')
-
     monkeypatch.setattr(Painter, '__call__', too_large)
     train(smallest.config(image_every=2), tmp_path)
     words = 'no pictures after step 2: a device has too little memory: Out of memory, 17 GiB; less takes'
@@ -168,10 +168,6 @@ def test_no_memory_for_pictures_costs_these_alone(straight, tmp_path, caplog, mo
 
 def test_no_memory_for_a_validation_costs_it_alone(straight, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('sgm_jax'), 'propagate', True)
-
-    def too_large(*_):
-        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory, 17 GiB')
-
     monkeypatch.setattr(AutoencodingEngine, 'validate', too_large)
     train(smallest.config(validate_every=2), tmp_path)
     words = 'no validation after step 2: a device has too little memory: Out of memory, 17 GiB; less takes'
@@ -181,10 +177,6 @@ def test_no_memory_for_a_validation_costs_it_alone(straight, tmp_path, caplog, m
 
 def test_no_memory_for_the_test_leaves_the_run_trained(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('sgm_jax'), 'propagate', True)
-
-    def too_large(*_):
-        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory, 17 GiB')
-
     monkeypatch.setattr(testing, 'test', too_large)
     choices = Choices(workdir=str(tmp_path), keep_compiled=False)
     assert run(smallest.config(), choices) == 0

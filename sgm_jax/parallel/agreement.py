@@ -5,7 +5,6 @@ With one process each of these functions does nothing, or what plain JAX does.
 
 import functools
 import itertools
-import secrets
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -38,15 +37,16 @@ def check_same(what: str, value: str, hint: str) -> None:
         )
 
 
-def one_number() -> int:
-    """The same in every process, and another each time: the first has drawn it."""
-    number = secrets.randbits(31)
+def of_first(number: int) -> int:
+    """The first process's number, from 0 to 2**62, in every one."""
     if jax.process_count() == 1:
         return number
     from jax.experimental import multihost_utils
 
-    wait_for_all('a number')
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    wait_for_all('a number of the first')
+    # JAX's integers have 32 bits.
+    high, low = multihost_utils.broadcast_one_to_all(np.int32(divmod(number, 2**31)))
+    return int(high) * 2**31 + int(low)
 
 
 def wait_for_all(name: str) -> None:

@@ -29,14 +29,12 @@ def training_batch(
     """
     node, count = _source(config), config.train.batch_size
     if node.get('name') == 'cached_latents':
-        found = _prepared(engine, _cached(node), count)
-        meshes.check_rows(engine.latent_rows(found), mesh)
-        return found
-    sizes = _buckets(node) or [_size(config)]
-    found = [_batch(engine, size, count) for size in sizes]
+        found = [_prepared(engine, _cached(node), count)]
+    else:
+        found = [_batch(engine, size, count) for size in _buckets(node) or [_size(config)]]
     for shapes in found:
         meshes.check_rows(engine.latent_rows(shapes), mesh)
-    return max(found, key=lambda shapes: math.prod(shapes['jpg'].shape))
+    return max(found, key=lambda shapes: sum(math.prod(x.shape) for x in shapes.values()))
 
 
 def sampling_batch(

@@ -9,7 +9,7 @@ import pathlib
 import pdb
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -296,14 +296,19 @@ class _Run:
         with self.window.paused():
             # As of pictures: made by all hosts together.
             copies = self.validation.copies(self.state, self.frozen)
-            try:
-                with memory.or_else(FEWER_AT_ONCE):
-                    self.validated = self.validation(copies)
-            except memory.TooLittleError as error:
-                # Nothing of the training is lost by it.
-                LOG.warning('no validation after step %d: %s', self.step, error)
-                return
-            self.logs.scalars(self.step, self.validated)
+            with self._spared('validation', FEWER_AT_ONCE):
+                self.validated = self.validation(copies)
+                self.logs.scalars(self.step, self.validated)
+
+    @contextlib.contextmanager
+    def _spared(self, what: str, advice: str) -> Iterator[None]:
+        """Too little memory inside costs what was made there, and nothing of the training."""
+        try:
+            with memory.or_else(advice):
+                yield
+        except memory.TooLittleError as error:
+            if jax.process_index() == 0:
+                LOG.warning('no %s after step %d: %s', what, self.step, error)
 
     def _known(self) -> dict[str, float]:
         return {**self.logged, **self.validated}
@@ -316,16 +321,9 @@ class _Run:
         with self.window.paused():
             # Made by all hosts together: one that cannot ends all of them.
             copies = self.painter.copies(self.state, self.frozen)
-            try:
-                with memory.or_else(FEWER):
-                    drawn = self.painter(copies)
-            except memory.TooLittleError as error:
-                # Nothing of the training is lost by it.
-                if jax.process_index() == 0:
-                    LOG.warning('no pictures after step %d: %s', self.step, error)
-                return
-            for split, pictures in drawn.items():
-                self.logs.pictures(self.step, pictures, split=split)
+            with self._spared('pictures', FEWER):
+                for split, pictures in self.painter(copies).items():
+                    self.logs.pictures(self.step, pictures, split=split)
 
     def _save(self) -> None:
         if not self.window.fine():

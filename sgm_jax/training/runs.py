@@ -15,7 +15,6 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 
 from sgm_jax.errors import UserError
 from sgm_jax.interop.whole_files import whole
@@ -39,15 +38,8 @@ PACKAGES = (
 
 def new_workdir(config: str, postfix: str = '') -> pathlib.Path:
     """logs/<time>_<config><postfix>; the same on all hosts, by the clock of the first."""
-    from jax.experimental import multihost_utils
-
-    now = np.int64(datetime.datetime.now().timestamp())
-    if jax.process_count() > 1:
-        agreement.wait_for_all('the clock')
-        # Seconds since 1970 need more than JAX's 32 bits.
-        parts = multihost_utils.broadcast_one_to_all(np.int32([now // 2**20, now % 2**20]))
-        now = int(parts[0]) * 2**20 + int(parts[1])
-    time = datetime.datetime.fromtimestamp(int(now)).strftime('%Y-%m-%dT%H-%M-%S')
+    now = agreement.of_first(int(datetime.datetime.now().timestamp()))
+    time = datetime.datetime.fromtimestamp(now).strftime('%Y-%m-%dT%H-%M-%S')
     file, _, variant = config.partition(':')
     name = '_'.join(part for part in (pathlib.Path(file).stem, variant) if part)
     return pathlib.Path(ROOT) / f'{time}_{name}{re.sub(r"[^A-Za-z0-9._-]", "_", postfix)}'

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -106,7 +107,7 @@ def _check_shared(path: pathlib.Path) -> None:
     if jax.process_count() == 1:
         return
     # A name that no host has looked for before: no network's file system remembers that it is not there.
-    mark = path / f'.opened-{agreement.one_number()}'
+    mark = path / f'.opened-{agreement.of_first(secrets.randbits(31))}'
     first = jax.process_index() == 0
     try:
         if first:
