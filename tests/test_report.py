@@ -54,17 +54,23 @@ def test_what_a_step_costs(turn, flops, kind, said):
     assert report.cost(turn, flops, Mesh(kind, 8)) == said
 
 
-def test_what_every_device_has_whole_is_said_with_the_flags_that_split_it():
-    mesh = Mesh('TPU v5 lite', 256)
-    mesh.shape = {'data': 1, 'fsdp': 256, 'context': 1}
+@pytest.mark.parametrize(
+    ('fsdp', 'way'),
+    [
+        (256, '--config.mesh.data=4 --config.mesh.fsdp=64 splits all'),
+        (7, 'nor does a number that divides 7'),
+    ],
+)
+def test_what_every_device_has_whole_is_said_with_the_flags_that_split_it(fsdp, way):
+    mesh = Mesh('TPU v5 lite', fsdp)
+    mesh.shape = {'data': 1, 'fsdp': fsdp, 'context': 1}
     shape = jax.ShapeDtypeStruct((3, 3, 960, 320), np.float32)
-    params = meshes.abstract({'network': shape}, AbstractMesh((1, 256, 1), meshes.AXES))
+    params = meshes.abstract({'network': shape}, AbstractMesh((1, fsdp, 1), meshes.AXES))
     state = types.SimpleNamespace(
         params=params, ema_params=params, opt_state={}, adversary=None, adversary_opt_state={}
     )
     assert report.lines(mesh, state, {})[-1] == (
-        'whole on every device: 1 large (10.5 MiB), for fsdp=256 divides none of their axes; '
-        '--config.mesh.data=4 --config.mesh.fsdp=64 splits all'
+        f'whole on every device: 1 large (10.5 MiB), for fsdp={fsdp} divides none of their axes; {way}'
     )
 
 

@@ -75,7 +75,12 @@ def lines(mesh: jax.sharding.Mesh, state: TrainState, frozen: PyTree) -> list[st
         data = mesh.shape['data'] * fsdp // size
         said.append(
             f'whole on every device: {len(whole)} large ({_size(bytes_per_device(whole))}), for fsdp={fsdp} '
-            f'divides none of their axes; --config.mesh.data={data} --config.mesh.fsdp={size} splits all'
+            'divides none of their axes; '
+            + (
+                f'--config.mesh.data={data} --config.mesh.fsdp={size} splits all'
+                if size > 1
+                else f'nor does a number that divides {fsdp}'
+            )
         )
     return said
 
