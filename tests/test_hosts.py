@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -305,6 +306,28 @@ def test_hosts_with_folders_of_their_own_do_not_begin(tmp_path):
         assert f'with {words}' in line
         assert '--workdir must be one folder that all hosts share' in line
     assert not list(tmp_path.glob('run*/.opened*'))
+
+
+@pytest.mark.slow
+def test_a_host_that_cannot_write_costs_checkpoints_and_not_the_run(tmp_path):
+    config = processes.write_config(
+        tmp_path / 'c.py', mesh=MESH, model='smallest', **{**TRAIN, 'steps': 40}
+    )
+    words = [f'--config={config}', f'--workdir={tmp_path / "run"}']
+    with processes.started(words, tmp_path) as both:
+        second, sizes = both.processes[1].pid, resource.RLIMIT_FSIZE
+        # Its words are files too: room for these.
+        resource.prlimit(second, sizes, (2**19, resource.RLIM_INFINITY))
+        both.wait_until(lambda: processes.mistakes(both.said(1)))
+        resource.prlimit(second, sizes, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert both.wait() == [0, 0], both.said(0) + both.said(1)
+        first, second = (processes.mistakes(both.said(index))[0] for index in (0, 1))
+    assert 'could not be written (process 1 cannot write there); free some space' in first
+    assert 'could not be written ([Errno 27] File too large); free some space' in second
+    assert latest_step(tmp_path / 'run') == 40
+    assert 'saved step 1:' not in both.said(0)
+    assert 'saved step 40:' in both.said(0)
+    assert not list((tmp_path / 'run').glob('.tried*'))
 
 
 @pytest.mark.slow

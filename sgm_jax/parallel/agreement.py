@@ -23,18 +23,28 @@ _MEETINGS = itertools.count()
 
 def check_same(what: str, value: str, hint: str) -> None:
     """Raises a UserError, in every process, unless all of them have the same `value`."""
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    wait_for_all(what)
-    found = multihost_utils.process_allgather(np.uint32(zlib.crc32(value.encode())))
+    found = _of_all(what, zlib.crc32(value.encode()))
     other = [index for index, code in enumerate(found) if code != found[0]]
     if other:
         raise UserError(
             f'{what} differs between the {len(found)} processes (process {other[0]} from process 0; this '
             f'is process {jax.process_index()}, with {value[:80]}); {hint}'
         )
+
+
+def where(what: str, happened: bool) -> list[int]:
+    """The processes in which it happened, in every one."""
+    return [index for index, value in enumerate(_of_all(what, int(happened))) if value]
+
+
+def _of_all(what: str, number: int) -> list[int]:
+    """Each process's number, of 32 bits."""
+    if jax.process_count() == 1:
+        return [number]
+    from jax.experimental import multihost_utils
+
+    wait_for_all(what)
+    return multihost_utils.process_allgather(np.uint32(number)).tolist()
 
 
 def of_first(number: int) -> int:

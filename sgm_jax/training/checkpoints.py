@@ -5,6 +5,7 @@ part of the arrays into the one folder that all of them see, and saving and rest
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -22,12 +23,14 @@ from orbax.checkpoint import v1 as ocp
 
 from sgm_jax.errors import UserError
 from sgm_jax.interop.workdir_files import CHECKPOINTS, EMA, PARAMS, PROGRESS, check_fits, damaged
-from sgm_jax.parallel import hosts
+from sgm_jax.parallel import agreement, hosts
 from sgm_jax.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
 # Seconds that writing a checkpoint may take, and a host waits for the others' parts, before the save failed.
 TIMEOUT = 3600
+# What a host must be able to write before a save begins.
+_TRIED = bytes(2**20)
 _POSITION = 'position.json'
 _POLICIES = ocp.training.preservation_policies
 _ERRORS = (OSError, ValueError, RuntimeError)
@@ -174,6 +177,9 @@ class Checkpoints:
         self.settle()
         if self.latest == step:
             return
+        if trouble := self._trouble():
+            self._failed(trouble, step)
+            return
         start = time.perf_counter()
         try:
             response = self._orbax.save_checkpointables_async(
@@ -225,6 +231,24 @@ class Checkpoints:
             self.settle()
         found, self._reports = self._reports, {}
         return found
+
+    def _trouble(self) -> OSError | None:
+        """Why no save can begin, of several processes: a host where even a small file cannot be written.
+
+        Were it to fail in its part of a save, it alone would know, and the others wait for it.
+        """
+        if jax.process_count() == 1:
+            return None
+        own, file = None, self.folder.parent / f'.tried-{jax.process_index()}'
+        try:
+            file.write_bytes(_TRIED)
+        except OSError as error:
+            own = error
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+        if troubled := agreement.where('a checkpoint can be written', own is not None):
+            return own or OSError(f'process {troubled[0]} cannot write there')
+        return None
 
     def _failed(self, error: Exception, step: int | None = None) -> None:
         if hosts.is_lost(error):
