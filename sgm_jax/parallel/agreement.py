@@ -48,15 +48,8 @@ def _of_all(what: str, number: int) -> list[int]:
 
 
 def of_first(number: int) -> int:
-    """The first process's number, from 0 to 2**62, in every one."""
-    if jax.process_count() == 1:
-        return number
-    from jax.experimental import multihost_utils
-
-    wait_for_all('a number of the first')
-    # JAX's integers have 32 bits.
-    high, low = multihost_utils.broadcast_one_to_all(np.int32(divmod(number, 2**31)))
-    return int(high) * 2**31 + int(low)
+    """The first process's number, from 0 to 2**32 - 1, in every one."""
+    return _of_all('a number of the first', number)[0]
 
 
 def wait_for_all(name: str) -> None:
